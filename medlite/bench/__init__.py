@@ -1,0 +1,1 @@
+"""Latency, throughput, memory, energy and size, measured in child processes."""

@@ -1,0 +1,1 @@
+"""Images in: one file a source, each a function that returns an `ImageData`."""

@@ -1,0 +1,1 @@
+"""From nn.Module to Artifact, and the proof that both agree."""

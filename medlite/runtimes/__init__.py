@@ -1,0 +1,1 @@
+"""From Artifact to a callable on numpy arrays, one file a runtime."""

@@ -1,0 +1,1 @@
+"""A compressed model against its uncompressed self, on the same patients."""
