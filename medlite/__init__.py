@@ -1,3 +1,3 @@
-"""medlite: which light model, compressed how, on which runtime, is good, fast and safe enough here."""
+"""medlite: which light model, compressed how, on which runtime, is good enough here."""
 
 __version__ = "0.1.0"

@@ -28,7 +28,7 @@ class ShapeError(MedliteError):
     """An input size that a model cannot take, with one that it can."""
 
 
-class MissingDependency(MedliteError):
+class MissingDependency(MedliteError):  # noqa: N818 - reads as what it is
     """An optional package that is not installed, with the command that brings it."""
 
 

@@ -26,12 +26,12 @@ class Batch(NamedTuple):
 
     image: (B, C, H, W[, D]) float32. target: (B,) int64 for binary and multi-class
     classification, (B, K) float32 for multi-label, (B, H, W[, D]) int64 for segmentation.
-    index: (B,) int64, the sample's position in its split.
+    position: (B,) int64, the sample's position in its split.
     """
 
     image: Tensor
     target: Tensor
-    index: Tensor
+    position: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class DataSpec:
     group_kind: str
     """what is resampled and never straddles two splits: "patient", "lesion" or "image" """
     modality: str
-    """"ct", "mr", "ultrasound", "fundus", "microscopy", "photo", "shape" ...; decides augmentation"""
+    """"ct", "mr", "ultrasound", "fundus", "microscopy", "shape" ...; decides the augmentation"""
     provenance: str
     """"real", or what is simulated, in words that stand wherever results are reported"""
     origin: str
