@@ -1,0 +1,136 @@
+"""What every source of images hands over: samples in three splits, and their description."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from medlite.types import DataSpec, Split
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Samples(Protocol):
+    """The images and targets of one split, by position."""
+
+    def __len__(self) -> int:
+        """Number of samples N."""
+        ...
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, H, W[, D]) float32, and its target.
+
+        The target is () int64 for classes, (K,) float32 for multi-label, (H, W[, D]) int64
+        for segmentation.
+        """
+        ...
+
+    def image_digests(self) -> Sequence[str]:
+        """A digest of each image's content: equal digests are exact duplicates."""
+        ...
+
+    def target_digest(self) -> str:
+        """One digest of all targets."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySamples:
+    """Samples that lie in memory; an image is `images[i] * scale + offset`.
+
+    Args:
+        images: (N, C, H, W[, D]) of any number type.
+        targets: (N,) integers, (N, K) float32 or (N, H, W[, D]) integers.
+        scale: for example 2 / 255, which with offset -1 takes 8-bit images to [-1, 1].
+        offset: added after scaling.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        image = self.images[position].astype(np.float32)
+        target = np.asarray(self.targets[position])
+        is_integer = np.issubdtype(target.dtype, np.integer)
+        return image * np.float32(self.scale) + np.float32(self.offset), target.astype(
+            np.int64 if is_integer else np.float32
+        )
+
+    def image_digests(self) -> tuple[str, ...]:
+        """Digests of the stored arrays."""
+        return tuple(digest_of(image) for image in self.images)
+
+    def target_digest(self) -> str:
+        """Digest of the stored targets."""
+        return digest_of(self.targets)
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """One split; `groups[i]` names the patient (lesion, image) that sample i belongs to."""
+
+    samples: Samples
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.samples) == len(self.groups)
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A dataset as medlite knows it.
+
+    Group ids and file names identify patients: they stay in `groups` and `skipped`, and
+    nothing here sends them anywhere.
+    """
+
+    spec: DataSpec
+    train: ImageSplit
+    val: ImageSplit
+    test: ImageSplit
+    skipped: tuple[BadFile, ...] = ()
+
+    def split(self, name: Split) -> ImageSplit:
+        """The split of that name."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def split_assignment(self) -> dict[str, list[str]]:
+        """The sorted group ids of each split, to be saved with a run."""
+        return {name: sorted(set(self.split(name).groups)) for name in SPLITS}
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the description, the splits, an image or a target does."""
+        digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
+        for name in SPLITS:
+            split = self.split(name)
+            parts = (*split.groups, *split.samples.image_digests(), split.samples.target_digest())
+            digest.update("\0".join((name, *parts)).encode())
+        return digest.hexdigest()
+
+
+def digest_of(array: np.ndarray) -> str:
+    """Digest of an array's shape, type and values."""
+    header = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
