@@ -1,0 +1,40 @@
+"""Image sizes that a network can take, said before it fails somewhere deep inside."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from medlite.errors import ShapeError
+
+
+def require_divisible_sides(images: Tensor, *, model: str, divisor: int, spatial_dims: int) -> None:
+    """Check that `images` (B, C, H, W[, D]) has sides that `model` can halve often enough.
+
+    Raises:
+        ShapeError: another number of axes, or a side that `divisor` does not divide.
+    """
+    require_spatial_dims(images, model=model, spatial_dims=spatial_dims)
+    sides = images.shape[2:]
+    if any(side % divisor for side in sides):
+        given = "x".join(str(side) for side in sides)
+        mend = -(-max(sides) // divisor) * divisor
+        message = (
+            f"model={model} needs sides divisible by {divisor}, got {given}; "
+            f"set dataset.image_size={mend}"
+        )
+        raise ShapeError(message)
+
+
+def require_spatial_dims(images: Tensor, *, model: str, spatial_dims: int) -> None:
+    """Check that `images` are pictures (`spatial_dims` 2) or volumes (3).
+
+    Raises:
+        ShapeError: another number of axes.
+    """
+    if images.ndim != spatial_dims + 2:
+        axes = {2: "2D images (B, C, H, W)", 3: "3D volumes (B, C, H, W, D)"}[spatial_dims]
+        message = (
+            f"model={model} takes {axes}, got {tuple(images.shape)}; "
+            "choose a model or a dataset that goes with the other"
+        )
+        raise ShapeError(message)
