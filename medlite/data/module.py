@@ -65,7 +65,7 @@ class ImageDataModule(lightning.LightningDataModule):
             augmentation = Augmentation(self.spec.modality, self.spec.image_size)
         return self._loader(
             TrainingDataset(samples, augmentation, self.seed),
-            sampler=EpochSampler(len(samples), self.seed),
+            sampler=EpochSampler(len(samples), self.seed, epoch=self._current_epoch()),
             drop_last=len(samples) > self.batch_size > 1 == len(samples) % self.batch_size,
         )
 
@@ -97,6 +97,12 @@ class ImageDataModule(lightning.LightningDataModule):
         """`n` test images, (n, C, H, W[, D]) float32, spread evenly over the split."""
         return _batch(self.data.test, n).image
 
+    def _current_epoch(self) -> int:
+        """Epochs that are done; after a resume Lightning calls `set_epoch` too late for workers."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_progress.total.processed
+
     def _loader(
         self,
         dataset: Dataset[Any],
@@ -121,10 +127,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
     The epoch travels with the position, so that workers that outlive an epoch learn of it.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
+    def __init__(self, num_samples: int, seed: int, *, epoch: int = 0) -> None:
         self._num_samples = num_samples
         self._seed = seed
-        self._epoch = 0
+        self._epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, and after a resume."""

@@ -1,0 +1,114 @@
+"""`python -m medlite [verb] [overrides]`: heavy imports only inside the verbs."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from medlite.command_line import (
+    conf_directory,
+    find_options,
+    prepare_overrides,
+    split_verb,
+    user_directories,
+)
+from medlite.config import KEYED, check, digest
+from medlite.errors import MedliteError
+
+_log = logging.getLogger("medlite")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb and exit: 0 done, 1 failed, 2 misused."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb, rest = split_verb(arguments, VERBS)
+        sys.exit(VERBS[verb](rest))
+    except MedliteError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(argv: list[str]) -> int:
+    """Compose the configuration and run its job, or the jobs of a sweep."""
+    directories = [conf_directory(), *user_directories(argv)]
+    sys.argv = ["medlite", *prepare_overrides(argv, find_options(directories))]
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+    def job(cfg: DictConfig) -> str:
+        return _job(cfg, directories)
+
+    hydra.main(config_path=str(conf_directory()), config_name="config", version_base="1.3")(job)()
+    return 0
+
+
+def _job(cfg: DictConfig, directories: list[Path]) -> str:
+    hydra_cfg = HydraConfig.get()
+    is_sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    try:
+        config = check(
+            cfg,
+            choices=_choices(hydra_cfg),
+            options=find_options(directories),
+            directories=directories,
+        )
+        if is_sweep and config.logger.group is None:
+            config.logger.group = f"sweep-{digest(sys.argv)[:6]}"
+        return str(importlib.import_module("medlite.pipeline.run").run(config))
+    except MedliteError as error:
+        if is_sweep:
+            raise
+        _log.error("%s: %s", type(error).__name__, error)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or is_sweep:
+            raise
+        _log.error("%s", _disk_is_full(error, cfg))
+        sys.exit(1)
+
+
+def _compare(argv: list[str]) -> int:
+    return importlib.import_module("medlite.report.compare").main(argv)
+
+
+def _choices(hydra_cfg: Any) -> dict[str, str]:
+    chosen = hydra_cfg.runtime.choices
+    return {
+        group: str(option)
+        for group, option in chosen.items()
+        if option is not None and not group.startswith("hydra/")
+    }
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    """`<dataset>-<model>-<compression>-<digest>`: the same configuration, the same directory."""
+    hydra_cfg = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    choices = _choices(hydra_cfg)
+    steps = "+".join(str(step) for step in _root_.compression) or "none"
+    parts = [choices.get("dataset", "dataset"), choices.get("model", "model"), steps]
+    keyed = [OmegaConf.to_container(_root_, resolve=False)[key] for key in KEYED]
+    return "-".join([*parts, digest(keyed)[:6]])
+
+
+def _disk_is_full(error: OSError, cfg: DictConfig) -> str:
+    where = error.filename or cfg.outputs
+    return (
+        f"no space left on the disk that holds {where}: free some and run the same command again, "
+        "it goes on from the last whole checkpoint; outputs=... puts the run on another disk"
+    )
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "compare": _compare}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The words on the command line, checked before Hydra sees them.
+
+Hydra composes; this file only finds the groups and options, answers misspelt words with the
+closest right one, and lets any value be overridden without Hydra's `+` and `++`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from medlite.errors import ConfigError, MedliteError, did_you_mean
+
+_PACKAGE = Path(__file__).parent
+_FLAGS_WITH_VALUE = frozenset(
+    ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+    + ("--package", "-p", "--cfg", "-c", "--info", "-i")  # noqa: RUF005 - one line each
+)
+
+
+def conf_directory() -> Path:
+    """Where the yaml files are: packed beside the code, or at the top of a checkout."""
+    packed = _PACKAGE / "conf"
+    return packed if packed.is_dir() else _PACKAGE.parent / "conf"
+
+
+def find_options(directories: Iterable[Path]) -> dict[str, list[str]]:
+    """Every group and its options, from the folders of yaml files."""
+    options: dict[str, set[str]] = {}
+    for directory in directories:
+        for path in directory.glob("*/*.yaml"):
+            options.setdefault(path.parent.name, set()).add(path.stem)
+    return {group: sorted(names) for group, names in options.items() if group != "hydra"}
+
+
+def split_verb(argv: Sequence[str], verbs: Iterable[str]) -> tuple[str, list[str]]:
+    """The verb ("run" where none is given) and the rest.
+
+    Raises:
+        MedliteError: the first word is neither a verb nor an override.
+    """
+    if not argv or argv[0].startswith(("-", "~", "+")) or "=" in argv[0]:
+        return "run", list(argv)
+    if argv[0] not in verbs:
+        message = f"'{argv[0]}' is not a verb of medlite, {did_you_mean(argv[0], verbs)}"
+        raise MedliteError(message)
+    return argv[0], list(argv[1:])
+
+
+def user_directories(argv: Sequence[str]) -> list[Path]:
+    """What --config-dir names, if anything."""
+    found = []
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag in ("--config-dir", "-cd"):
+            found.append(Path(value))
+        elif flag.startswith("--config-dir="):
+            found.append(Path(flag.partition("=")[2]))
+    return found
+
+
+def prepare_overrides(argv: Sequence[str], options: Mapping[str, Sequence[str]]) -> list[str]:
+    """Check every override and make it one that Hydra takes.
+
+    Args:
+        argv: flags and overrides, without the verb.
+        options: from `find_options`.
+
+    Raises:
+        ConfigError: with every misspelt group, option or section.
+    """
+    sections = [str(key) for key in OmegaConf.load(conf_directory() / "config.yaml")]
+    known = {*options, *sections, "hydra"} - {"defaults"}
+    prepared, problems = [], []
+    is_flag_value = False
+    for word in argv:
+        if is_flag_value or word.startswith("-"):
+            prepared.append(word)
+            is_flag_value = not is_flag_value and word in _FLAGS_WITH_VALUE
+            continue
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            problems.append(f"{word}: expected key=value (quote values with spaces or commas)")
+            continue
+        prepared.append(_prepare(override, word, options))
+        problems += _check(override, known, options)
+    if problems:
+        raise ConfigError(problems)
+    return prepared
+
+
+def _prepare(override: Override, word: str, options: Mapping[str, Sequence[str]]) -> str:
+    """Values may be new keys: constructors are checked later, by their signatures."""
+    is_value = override.key_or_group not in options and not override.key_or_group.startswith(
+        "hydra"
+    )
+    is_bare = not word.startswith(("+", "~"))
+    return f"++{word}" if is_value and is_bare and override.package is None else word
+
+
+def _check(
+    override: Override, known: Iterable[str], options: Mapping[str, Sequence[str]]
+) -> list[str]:
+    group = override.key_or_group
+    section = group.split(".")[0].split("/")[0]
+    if section not in known:
+        return [f"{group}: no such group or key, {did_you_mean(section, known)}"]
+    if group not in options or override.is_delete():
+        return []
+    return [
+        f"{group}={name}: no such option, {did_you_mean(name, options[group])}"
+        for name in _named_options(override)
+        if name not in options[group]
+    ]
+
+
+def _named_options(override: Override) -> list[str]:
+    """Every option that the override names: a word, a list, or a sweep over either."""
+    if override.is_sweep_override():
+        values = override.sweep_string_iterator() if not override.is_choice_sweep() else None
+        elements = list(values) if values is not None else override.value().list  # type: ignore[union-attr]
+    else:
+        elements = [override.value()]
+    return [name for element in elements for name in _flatten(element)]
+
+
+def _flatten(element: object) -> list[str]:
+    if element is None:
+        return []
+    if isinstance(element, list):
+        return [name for item in element for name in _flatten(item)]
+    return [str(getattr(element, "text", element))]

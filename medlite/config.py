@@ -1,0 +1,336 @@
+"""From the command line to checked, typed settings; all mistakes are told at once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medlite.errors import ConfigError, MedliteError, did_you_mean
+from medlite.types import BenchmarkSettings, Hardware, SafetyMargins, TrainSettings
+
+STAGES = ("train", "compress", "export", "bench", "report")
+KEYED = (
+    "dataset",
+    "model",
+    "compression",
+    "runtime",
+    "hardware",
+    "train",
+    "seed",
+    "benchmark",
+    "safety",
+)
+"""the sections that decide a run's result; the others only say where it goes"""
+
+DATA_FACTS = ("in_channels", "num_classes", "image_size", "spatial_dims")
+"""what the dataset tells every model that wants to know"""
+
+
+def digest(made_of: Any) -> str:
+    """12 hexadecimal digits that name plain values.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    canonical = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(kw_only=True)
+class LoggerSettings:
+    """Where curves and results go besides the run directory."""
+
+    kind: str = "wandb"
+    """wandb | csv | none"""
+    project: str = "medlite"
+    mode: str = "offline"
+    """offline | online"""
+    group: str | None = None
+    """None: all jobs of a sweep share one group"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """One job, checked: plain values only."""
+
+    name: str
+    directory: Path
+    outputs: Path
+    seed: int
+    stages: tuple[str, ...]
+    choices: Mapping[str, str]
+    """the option that was chosen in each group, lists joined by "+" """
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    compression: dict[str, dict[str, Any]]
+    runtime: dict[str, dict[str, Any]]
+    hardware: Hardware
+    train: TrainSettings
+    benchmark: BenchmarkSettings
+    safety: SafetyMargins
+    logger: LoggerSettings
+    conf_directories: tuple[Path, ...]
+    """where options are looked for"""
+    resolved: dict[str, Any] = field(repr=False)
+    """the whole configuration as plain values, for the record"""
+
+    @property
+    def key(self) -> str:
+        """The same for two jobs that must give the same result; order of steps counts."""
+        keyed = {section: self.resolved[section] for section in KEYED}
+        order = [list(self.compression), list(self.runtime)]
+        return digest([keyed, order])
+
+
+TYPED = {
+    "hardware": Hardware,
+    "train": TrainSettings,
+    "benchmark": BenchmarkSettings,
+    "safety": SafetyMargins,
+    "logger": LoggerSettings,
+}
+
+ALLOWED = {
+    "train.precision": ("auto", "32", "bf16", "16"),
+    "train.accelerator": ("auto", "cpu", "cuda"),
+    "train.class_weights": ("none", "balanced"),
+    "train.loss": ("auto", "cross_entropy", "focal", "dice_ce", "dice_focal"),
+    "hardware.device": ("cpu", "cuda"),
+    "logger.kind": ("wandb", "csv", "none"),
+    "logger.mode": ("offline", "online"),
+}
+
+AT_LEAST = {
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.num_workers": 0,
+    "train.learning_rate": 0,
+    "train.weight_decay": 0,
+    "train.budget_minutes": 0,
+    "train.gradient_clip": 0,
+    "benchmark.num_queries": 1,
+    "benchmark.num_rounds": 1,
+    "benchmark.num_warmup": 0,
+    "benchmark.batch_size": 1,
+    "benchmark.throughput_batch_size": 1,
+    "benchmark.throughput_seconds": 0,
+    "hardware.num_threads": 1,
+    "safety.num_resamples": 100,
+    "safety.metric_drop": 0,
+    "safety.sensitivity_drop": 0,
+    "safety.ece_increase": 0,
+    "safety.nll_increase": 0,
+}
+
+
+def build(node: Mapping[str, Any], /, **arguments: Any) -> Any:
+    """Call the node's `_target_` with its values and with those `arguments` that it accepts.
+
+    The one place where configuration becomes objects.
+
+    Raises:
+        MedliteError: raised by the constructor itself.
+    """
+    target = locate(node["_target_"])
+    accepted = _parameters(target)
+    takes_all = accepted is None
+    fitting = {k: v for k, v in arguments.items() if takes_all or k in (accepted or {})}
+    try:
+        return instantiate({**node}, **fitting, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MedliteError):
+            raise error.__cause__ from None
+        raise
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """Import what a `_target_` names.
+
+    Raises:
+        ConfigError: there is no such module or name.
+    """
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigError([f"_target_: there is no module {module_name!r}"]) from error
+    if not hasattr(module, name):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        hint = did_you_mean(name, names)
+        raise ConfigError([f"_target_: {module_name} has no {name!r}, {hint}"])
+    return getattr(module, name)
+
+
+def model_config(name: str, directories: Iterable[Path]) -> dict[str, Any]:
+    """The values of `model=<name>`, for a net beside the job's own (a teacher).
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    paths = {path.stem: path for d in directories for path in (d / "model").glob("*.yaml")}
+    if name not in paths:
+        raise ConfigError([f"teacher: no model {name!r}, {did_you_mean(name, paths)}"])
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(paths[name])))
+
+
+def check(
+    cfg: DictConfig,
+    *,
+    choices: Mapping[str, str],
+    options: Mapping[str, list[str]],
+    directories: Iterable[Path] = (),
+) -> JobConfig:
+    """Turn the composed configuration into a `JobConfig`.
+
+    Args:
+        cfg: as Hydra composed it.
+        choices: the option chosen in each group that takes one.
+        options: all options of each group, for hints.
+        directories: where the options are.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    problems = [f"{key}: needs a value, for example {key}=..." for key in missing]
+    if problems:
+        raise ConfigError(problems)
+    plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    typed = {}
+    for section, schema in TYPED.items():
+        typed[section], found = _typed_section(section, schema, plain[section])
+        problems += found
+    problems += list(_check_values(plain))
+    for section in ("compression", "runtime"):
+        plain[section] = _chosen_parts(section, plain[section], options[section], problems)
+    problems += list(_check_constructors(plain))
+    unknown_stages = [stage for stage in plain["stages"] if stage not in STAGES]
+    problems += [f"stages: {name!r}, {did_you_mean(name, STAGES)}" for name in unknown_stages]
+    if not plain["runtime"]:
+        problems.append(f"runtime: name at least one of {', '.join(options['runtime'])}")
+    if problems:
+        raise ConfigError(problems)
+    outputs = Path(plain["outputs"])
+    return JobConfig(
+        name=plain["name"],
+        directory=outputs / "runs" / plain["name"],
+        outputs=outputs,
+        seed=plain["seed"],
+        stages=tuple(stage for stage in STAGES if stage in plain["stages"]),
+        choices={
+            **choices,
+            "compression": "+".join(plain["compression"]) or "none",
+            "runtime": "+".join(plain["runtime"]),
+        },
+        dataset=plain["dataset"],
+        model=plain["model"],
+        compression=plain["compression"],
+        runtime=plain["runtime"],
+        conf_directories=tuple(directories),
+        resolved=plain,
+        **typed,
+    )
+
+
+def _typed_section(section: str, schema: type, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    names = [f.name for f in fields(schema)]
+    good, problems = OmegaConf.structured(schema), []
+    for key, value in values.items():
+        if key not in names:
+            problems.append(f"{section}.{key}: unknown, {did_you_mean(key, names)}")
+            continue
+        try:
+            good[key] = value
+        except OmegaConfBaseException as error:
+            problems.append(f"{section}.{key}: {str(error).splitlines()[0]}")
+    return OmegaConf.to_object(good), problems
+
+
+def _check_values(plain: Mapping[str, Any]) -> Iterator[str]:
+    for key, allowed in ALLOWED.items():
+        section, name = key.split(".")
+        value = plain[section].get(name)
+        if value is not None and str(value) not in allowed:
+            yield f"{key}: {value!r} is not known, {did_you_mean(str(value), allowed)}"
+    for key, least in AT_LEAST.items():
+        section, name = key.split(".")
+        value = plain[section].get(name)
+        if isinstance(value, int | float) and value < least:
+            yield f"{key}: {value} is below {least}"
+
+
+def _chosen_parts(
+    section: str, parts: Mapping[str, Any], options: list[str], problems: list[str]
+) -> dict[str, Any]:
+    """Keep the parts that have a `_target_`; settings of parts that were not chosen fall away."""
+    for name, node in parts.items():
+        if name not in options and "_target_" not in (node or {}):
+            problems.append(f"{section}.{name}: no such option, {did_you_mean(name, options)}")
+    return {name: node for name, node in parts.items() if "_target_" in (node or {})}
+
+
+def _check_constructors(plain: Mapping[str, Any]) -> Iterator[str]:
+    nodes = {"dataset": plain["dataset"], "model": plain["model"]}
+    for section in ("compression", "runtime"):
+        nodes |= {f"{section}.{name}": node for name, node in plain[section].items()}
+    for path, node in nodes.items():
+        if "_target_" not in node:
+            yield f"{path}: has no _target_"
+            continue
+        try:
+            target = locate(node["_target_"])
+        except ConfigError as error:
+            yield from (f"{path}.{problem}" for problem in error.problems)
+            continue
+        found = list(_check_signature(path, target, node))
+        yield from found
+        if not found and path.split(".")[0] in ("compression", "runtime"):
+            yield from _problems_of_building(path, node)
+
+
+def _check_signature(
+    path: str, target: Callable[..., Any], node: Mapping[str, Any]
+) -> Iterator[str]:
+    parameters = _parameters(target)
+    if parameters is None:
+        return
+    for key in node:
+        if not key.startswith("_") and key not in parameters:
+            name = getattr(target, "__name__", str(target))
+            known = set(parameters) - set(DATA_FACTS)
+            yield f"{path}.{key}: {name} takes no {key!r}, {did_you_mean(key, known)}"
+    for key, parameter in parameters.items():
+        is_required = parameter.default is inspect.Parameter.empty
+        if is_required and key not in node and key not in DATA_FACTS:
+            yield f"{path}.{key}: needs a value"
+
+
+def _problems_of_building(path: str, node: Mapping[str, Any]) -> list[str]:
+    try:
+        build(node)
+    except ConfigError as error:
+        return [p if p.startswith(path) else f"{path}: {p}" for p in error.problems]
+    except MedliteError as error:
+        return [f"{path}: {error}"]
+    return []
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """By name; None where the target takes any keyword."""
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return dict(parameters)

@@ -1,0 +1,97 @@
+"""What all stages of one job share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from medlite import __version__
+from medlite.config import JobConfig, build, locate
+from medlite.data.module import ImageDataModule
+from medlite.errors import ConfigError
+from medlite.store import Store
+from medlite.types import CompressionStep, DataSpec, Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One configuration with its data, its store and its loggers.
+
+    Args:
+        config: checked settings.
+        data: loaders over the three splits.
+        loggers: the name of a fit -> Lightning loggers for its curves.
+    """
+
+    config: JobConfig
+    data: ImageDataModule
+    loggers: Callable[[str], list[Logger]]
+
+    @property
+    def spec(self) -> DataSpec:
+        """Of the dataset."""
+        return self.data.spec
+
+    @cached_property
+    def store(self) -> Store:
+        """Where trained weights are kept."""
+        return Store(self.config.outputs / "store")
+
+    @cached_property
+    def steps(self) -> dict[str, CompressionStep]:
+        """The compression steps, in order."""
+        return {name: build(node) for name, node in self.config.compression.items()}
+
+    @cached_property
+    def runtimes(self) -> dict[str, Runtime]:
+        """The engines to measure on."""
+        return {name: build(node) for name, node in self.config.runtime.items()}
+
+    def build_net(self, model: Mapping[str, Any]) -> nn.Module:
+        """A freshly initialised net for the dataset, the same for the same seed."""
+        torch.manual_seed(self.config.seed)
+        return build(
+            model,
+            in_channels=self.spec.in_channels,
+            num_classes=self.spec.num_classes,
+            image_size=self.spec.image_size,
+            spatial_dims=self.spec.num_spatial_dims,
+        )
+
+    def made_of(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that decides a trained baseline's weights."""
+        return {
+            "medlite": __version__,
+            "dataset": self.config.dataset,
+            "data": self.data.fingerprint,
+            "model": dict(model),
+            "train": asdict(self.config.train),
+            "seed": self.config.seed,
+        }
+
+
+def check_task(config: JobConfig, spec: DataSpec) -> None:
+    """Refuse a model that is not made for the dataset's task or dimensions.
+
+    Raises:
+        ConfigError: names models that are.
+    """
+    target = locate(config.model["_target_"])
+    tasks = getattr(target, "tasks", (spec.task,))
+    if spec.task not in tasks:
+        suggestion = {
+            "segmentation": "model=unet, or a timm encoder with model=timm_unet model.encoder=...",
+            "classification": "model=mobilenetv3_small, or any timm network with model=timm",
+        }[spec.task]
+        name = config.choices["model"]
+        problem = (
+            f"model={name}: is for {' or '.join(tasks)}, and dataset={config.choices['dataset']} "
+            f"is for {spec.task}: try {suggestion}"
+        )
+        raise ConfigError([problem])

@@ -1,0 +1,186 @@
+"""Stages `train` and `compress`: from the store, or made and put there."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from medlite.config import model_config
+from medlite.pipeline.job import Job
+from medlite.store import Entry
+from medlite.tasks.fit import FitResult, fit, shortened
+from medlite.tasks.plan import FitPlan
+from medlite.types import CompressionContext, CompressionStep, FitHooks
+
+_log = logging.getLogger(__name__)
+
+TEACHERS = {"segmentation": "unet", "classification": "resnet18"}
+"""what `teacher: auto` names"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A net (evaluation mode), the store's key of it, and how it came to be.
+
+    history: curves of each fit. notes: (topic, text) pairs for the card. seconds: of each part.
+    """
+
+    net: nn.Module
+    key: str
+    history: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def baseline_entry(job: Job, model: Mapping[str, Any], label: str) -> Entry:
+    """Where the trained baseline is, or will be."""
+    dataset = job.config.choices["dataset"]
+    return job.store.entry(f"{dataset}-{label}", job.made_of(model))
+
+
+def train_baseline(job: Job) -> Trained:
+    """The uncompressed net of the job."""
+    return _trained(job, job.config.model, job.config.choices["model"], "baseline")
+
+
+def compress(job: Job, baseline: Trained) -> Trained:
+    """Every step of the job in order, each through the store."""
+    current = baseline
+    for name, step in job.steps.items():
+        current = _compressed(job, current, name, step)
+    return current
+
+
+def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> Trained:
+    entry = baseline_entry(job, model, label)
+    with entry.lock():
+        if not entry.is_done:
+            result = fit(
+                job.build_net(model),
+                spec=job.spec,
+                data=job.data,
+                settings=job.config.train,
+                directory=entry.fit_directory,
+                seed=job.config.seed,
+                loggers=job.loggers(fit_name),
+                announce=partial(_announce, f"{fit_name} ({label})"),
+            )
+            record = {"history": {fit_name: result.history}, "seconds": result.seconds}
+            entry.save(result.net.state_dict(), None, record)
+        weights, _ = entry.load()
+    net = job.build_net(model)
+    net.load_state_dict(weights)
+    record = entry.record()
+    return Trained(
+        net=net.eval(),
+        key=entry.key,
+        history={fit_name: next(iter(record["history"].values()))},
+        seconds={fit_name: record["seconds"]},
+    )
+
+
+def _compressed(job: Job, parent: Trained, name: str, step: CompressionStep) -> Trained:
+    made_of = {"parent": parent.key, "step": job.config.compression[name], "seed": job.config.seed}
+    teacher = _teacher(job, step)
+    if teacher is not None:
+        made_of["teacher"] = teacher.key
+    entry = job.store.entry(f"{parent.key.rpartition('-')[0]}+{name}", made_of)
+    with entry.lock():
+        if entry.is_done:
+            weights, state = entry.load()
+            net = step.restore(copy.deepcopy(parent.net), state, job.spec)
+            net.load_state_dict(weights)
+        else:
+            net = _apply(job, parent, name, step, entry, teacher=teacher)
+    record = entry.record()
+    return Trained(
+        net=net,
+        key=entry.key,
+        history={**parent.history, **record["history"]},
+        seconds={**parent.seconds, name: record["seconds"]},
+        notes=(*parent.notes, *((topic, text) for topic, text in record["notes"])),
+    )
+
+
+def _apply(
+    job: Job,
+    parent: Trained,
+    name: str,
+    step: CompressionStep,
+    entry: Entry,
+    *,
+    teacher: Trained | None,
+) -> nn.Module:
+    start = time.perf_counter()
+    history: dict[str, list[dict[str, float]]] = {}
+    notes: list[tuple[str, str]] = []
+
+    def run_fit(
+        net: nn.Module,
+        *,
+        name: str,
+        epochs: int,
+        learning_rate: float,
+        hooks: FitHooks | None = None,
+    ) -> nn.Module:
+        settings = shortened(job.config.train, epochs=epochs, learning_rate=learning_rate)
+        result: FitResult = fit(
+            net,
+            spec=job.spec,
+            data=job.data,
+            settings=settings,
+            directory=entry.fit_directory / name,
+            seed=job.config.seed,
+            hooks=hooks,
+            loggers=job.loggers(name),
+            announce=partial(_announce, name),
+        )
+        history[name] = result.history
+        return result.net
+
+    def build_teacher() -> nn.Module:
+        assert teacher is not None
+        return teacher.net.requires_grad_(requires_grad=False)
+
+    context = CompressionContext(
+        spec=job.spec,
+        fit=run_fit,
+        calibration_images=job.data.calibration_images,
+        calibration_batches=job.data.calibration_batches,
+        build_teacher=build_teacher,
+        report=lambda topic, text: notes.append((topic, text)),
+    )
+    torch.manual_seed(job.config.seed)
+    _log.info("%s: compressing", name)
+    net, state = step.apply(copy.deepcopy(parent.net), context)
+    seconds = time.perf_counter() - start
+    record = {"history": history, "seconds": seconds, "notes": notes}
+    entry.save(net.state_dict(), state, record)
+    return net
+
+
+def _teacher(job: Job, step: CompressionStep) -> Trained | None:
+    """The teacher that a step names, trained by the job's own settings through the store."""
+    name = getattr(step, "teacher", None)
+    if name is None:
+        return None
+    name = TEACHERS[job.spec.task] if name == "auto" else name
+    return _trained(job, model_config(name, job.config.conf_directories), name, f"teacher_{name}")
+
+
+def _announce(name: str, plan: FitPlan) -> None:
+    _log.info(
+        "%s: %d epochs of %d batches, about %.1f min",
+        name,
+        plan.epochs,
+        plan.batches_per_epoch,
+        plan.estimated_seconds / 60,
+    )
