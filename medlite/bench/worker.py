@@ -1,0 +1,202 @@
+"""The measuring process: `python -m medlite.bench.worker JOB.json`, told by its parent what to do.
+
+One line of JSON comes in on standard input, one goes out on standard output. Threads, cores and
+memory are limited before the engine is imported. Nothing is imported that the engine does not
+bring, apart from numpy.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlite.errors import BenchmarkError, MedliteError
+from medlite.types import Hardware
+
+if TYPE_CHECKING:
+    from medlite.bench.job import Job
+    from medlite.types import InferenceSession
+
+NUM_REWARM_QUERIES = 2
+"""untimed queries at the start of each block: the other candidate has emptied the caches"""
+
+
+def main() -> None:
+    """Answer commands until standard input ends or says "exit"."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # engines print: what they print must not be taken for a reply
+
+    def reply(**content: Any) -> None:
+        replies.write(json.dumps(content) + "\n")
+        replies.flush()
+
+    try:
+        measured = _open(Path(sys.argv[1]))
+    except MedliteError as error:
+        reply(unavailable=str(error))
+        return
+    reply(ready=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        command = request.pop("command")
+        if command == "exit":
+            return
+        reply(**_COMMANDS[command](measured, **request))
+
+
+class Measured:
+    """A loaded model, its images and the next one in turn."""
+
+    def __init__(self, job: Job) -> None:
+        from medlite.bench.images import ImageFile
+
+        self.job = job
+        self.images = ImageFile(job.images)
+        self.description = job.runtime.describe()
+        self.session: InferenceSession | None = None
+        if job.artifact is not None:
+            self.session = job.runtime.load(job.artifact, job.hardware)
+        self._position = 0
+
+    def run_next(self, batch_size: int) -> int:
+        """Run the next batch; the nanoseconds that it took, the reading of it left out."""
+        assert self.session is not None
+        batch = self.images.batch(self._position, batch_size)
+        self._position = (self._position + batch_size) % len(self.images)
+        start = time.perf_counter_ns()
+        self.session(batch)
+        return time.perf_counter_ns() - start
+
+
+def time_queries(measured: Measured, *, num_queries: int, batch_size: int) -> dict[str, Any]:
+    """Single stream: the next query when the previous one has ended."""
+    for _ in range(NUM_REWARM_QUERIES):
+        measured.run_next(batch_size)
+    gc.disable()
+    before = _contention()
+    samples = [measured.run_next(batch_size) for _ in range(num_queries)]
+    after = _contention()
+    gc.enable()
+    return {"samples_ns": samples} | {key: after[key] - before[key] for key in before}
+
+
+def run_for(measured: Measured, *, seconds: float, batch_size: int) -> dict[str, Any]:
+    """Batch after batch for a time, at least three."""
+    measured.run_next(batch_size)
+    samples: list[int] = []
+    start = time.monotonic()
+    while time.monotonic() - start < seconds or len(samples) < 3:
+        samples.append(measured.run_next(batch_size))
+    return {"samples_ns": samples, "seconds": time.monotonic() - start}
+
+
+def predict(measured: Measured, *, path: str) -> dict[str, Any]:
+    """Every image, one at a time as it is deployed, to a .npy file of logits."""
+    import numpy as np
+
+    artifact = measured.job.artifact
+    assert artifact is not None
+    assert measured.session is not None
+    shape = (len(measured.images), *artifact.output_shape)
+    logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for position in range(len(measured.images)):
+        logits[position] = measured.session(measured.images.batch(position, 1))[0]
+    logits.flush()
+    return {"num_images": len(measured.images)}
+
+
+def report_peak_memory(measured: Measured) -> dict[str, Any]:
+    """The peak of this process's resident memory so far."""
+    return {"peak_kib": peak_memory_kib()}
+
+
+def describe(measured: Measured) -> dict[str, Any]:
+    """What the engine says of itself."""
+    return {"description": measured.description}
+
+
+def count_operators(measured: Measured) -> dict[str, Any]:
+    """Operators of the optimised graph."""
+    job = measured.job
+    assert job.artifact is not None
+    return {"operators": job.runtime.count_operators(job.artifact, job.hardware)}
+
+
+def peak_memory_kib() -> int:
+    """`VmHWM` of Linux; elsewhere `ru_maxrss`, which on Linux would include the parent's peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def limit(hardware: Hardware) -> None:
+    """Hold this process to the cores and the memory of `hardware`.
+
+    The memory limit is `RLIMIT_DATA` (private writable memory): `RLIMIT_AS` would also count the
+    address space that engines reserve and never touch.
+
+    Raises:
+        BenchmarkError: this machine cannot enforce what the profile asks for.
+    """
+    if hardware.cpu_affinity:
+        _pin(set(hardware.cpu_affinity))
+    if hardware.memory_limit_mib is not None:
+        num_bytes = int(hardware.memory_limit_mib * 2**20)
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
+
+
+def _pin(cores: set[int]) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        message = f"hardware.cpu_affinity={sorted(cores)} cannot be set on {sys.platform}"
+        raise BenchmarkError(message)
+    available = os.sched_getaffinity(0)
+    if not cores <= available:
+        message = (
+            f"hardware.cpu_affinity={sorted(cores)}, but this process may use only the cores "
+            f"{sorted(available)}"
+        )
+        raise BenchmarkError(message)
+    os.sched_setaffinity(0, cores)
+
+
+def _open(path: Path) -> Measured:
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    limit(Hardware(**plain["hardware"]))  # before the runtime's module is imported
+    from medlite.bench.job import Job
+
+    return Measured(Job.read(path))
+
+
+def _contention() -> dict[str, float]:
+    """Counters that rise when others want the cores: read before and after a block."""
+    counters = {
+        "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
+        "wall_seconds": time.monotonic(),
+    }
+    stat = Path("/proc/stat")
+    if stat.exists():
+        ticks = stat.read_text().split("\n", 1)[0].split()[1:]
+        counters["steal_seconds"] = int(ticks[7]) / os.sysconf("SC_CLK_TCK")
+    return counters
+
+
+_COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "time": time_queries,
+    "run_for": run_for,
+    "predict": predict,
+    "memory": report_peak_memory,
+    "describe": describe,
+    "operators": count_operators,
+}
+
+if __name__ == "__main__":
+    main()

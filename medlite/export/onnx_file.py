@@ -1,0 +1,86 @@
+"""ONNX: an exported program as one self-contained file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch.export import ExportedProgram
+
+from medlite.errors import ExportError
+from medlite.export.trace import custom_operators, first_line, layer_of
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+BATCH_AXIS = "batch"
+
+
+def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
+    """Translate `program`; node metadata (layer names, source lines) are still in the result.
+
+    Raises:
+        ExportError: operators that ONNX lacks, each with the layers that hold it.
+    """
+    try:
+        translated = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=({0: BATCH_AXIS},),
+            custom_translation_table=_translations(program),
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(_explain(program, error)) from error
+    if translated is None:
+        message = "torch.onnx.export gave no program"
+        raise ExportError(message)
+    return translated
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write `program` to `path`, weights inside, without the metadata that name source files."""
+    translated = to_onnx(program)
+    ClearMetadataAndDocStringPass()(translated.model)
+    graph = translated.model.graph
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    translated.save(str(path), external_data=False)
+
+
+def _translations(program: ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
+    if "medlite::selective_scan" not in custom_operators(program):
+        return {}
+    from medlite.export.selective_scan_onnx import translation_table
+
+    return translation_table()
+
+
+def _explain(program: ExportedProgram, error: BaseException) -> str:
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__
+    text = "\n".join(str(cause) for cause in causes)
+    operators = sorted(set(re.findall(r"target=torch\.ops\.([\w.]+)", text)))
+    if not operators:
+        return f"ONNX cannot hold this network: {first_line(causes[-1])}"
+    held = "; ".join(f"'{name}' in {_holders(program, name)}" for name in operators)
+    return (
+        f"ONNX has no operator for {held}; replace it by operators of torch, or give it a "
+        "translation and export with format 'torch' until then"
+    )
+
+
+def _holders(program: ExportedProgram, operator: str) -> str:
+    layers = {layer_of(node) for node in program.graph.nodes if str(node.target) == operator}
+    named = sorted(layer for layer in layers if layer)
+    return f"layer {', '.join(repr(layer) for layer in named)}" if named else "an unnamed layer"
