@@ -32,7 +32,8 @@ def evaluate(
     (pooled over all pixels), `dice/<class>`, `dice_per_image`, `iou` and `hausdorff95_mm` (or
     `_px`). Intervals are 95 % bootstrap intervals over groups; a class's sensitivity in
     classification has a Wilson interval in which each group counts once. A class that does not
-    occur makes its measurements unavailable, never 0.
+    occur makes its measurements unavailable, never 0. `auc/<class>` and `ece_adaptive` have no
+    interval.
     """
     num_samples = len(predictions.logits)
     num_bad = int((~np.isfinite(predictions.logits)).reshape(num_samples, -1).any(1).sum())
@@ -40,12 +41,11 @@ def evaluate(
         reason = f"the outputs of {num_bad} of {num_samples} images are not finite"
         return [Measurement.unavailable(f"{prefix}/{n}", "", reason) for n in score_names(spec)]
     scores = grouped_scores(predictions, spec)
-    samples = bootstrap(
-        scores.statistics, num_groups=scores.num_groups, num_resamples=NUM_RESAMPLES
-    )
+    resampled = {k: v for k, v in scores.statistics.items() if not k.startswith("auc/")}
+    samples = bootstrap(resampled, num_groups=scores.num_groups, num_resamples=NUM_RESAMPLES)
     rows = [
         score_measurement(
-            name, scores, samples[name], spec=spec, prefix=prefix, num_samples=num_samples
+            name, scores, samples.get(name), spec=spec, prefix=prefix, num_samples=num_samples
         )
         for name in scores.statistics
     ]
@@ -64,13 +64,13 @@ def score_names(spec: DataSpec) -> tuple[str, ...]:
 def score_measurement(
     name: str,
     scores: GroupedScores,
-    samples: np.ndarray,
+    samples: np.ndarray | None,
     *,
     spec: DataSpec,
     prefix: str,
     num_samples: int,
 ) -> Measurement:
-    """One statistic with its interval."""
+    """One statistic with its interval; `samples` are its bootstrap values where it has any."""
     unit = "nat" if name == "nll" else ""
     value, n = scores.value(name), num_samples
     family, _, key = name.partition("/")
@@ -87,6 +87,8 @@ def score_measurement(
         num_groups = scores.num_groups_of_class[position]
         spread: tuple[float, float] | None = wilson_interval(value * num_groups, num_groups)
         note = f"Wilson interval over {num_groups} {spec.group_kind}s that have the class"
+    elif samples is None:
+        spread, note = None, "no interval: one class of the macro average"
     else:
         spread = percentile_interval(samples)
         note = f"bootstrap interval over {scores.num_groups} {spec.group_kind}s"
