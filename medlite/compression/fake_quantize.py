@@ -1,0 +1,169 @@
+"""8-bit rounding with straight-through gradients, and the ranges that it uses.
+
+Written for `torchao.quantization.pt2e`, in place of its observers, so that three things hold by
+construction: the parameters that are converted are the ones that the forward pass used, nothing
+is learnt from a batch unless a mode says so, and every buffer has its final shape from the start.
+Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", arXiv:1712.05877, with signed per-channel weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e.observer import ObserverBase
+
+Mode = Literal["measure", "search", "train", "apply"]
+"""measure: widen the range, change nothing. search: score narrower ranges, change nothing.
+train: round, the range follows the batches. apply: round with the range as it is."""
+
+RANGE_MOMENTUM = 0.05
+"""weight of one training batch in the running range: some 20 batches are remembered"""
+
+NUM_FRACTIONS = 36
+LEAST_FRACTION = 0.3
+MAX_SCORED_VALUES = 4096
+"""values of one batch that the search for a narrower range looks at"""
+
+
+class PerTensorFakeQuantize(ObserverBase):
+    """Activations: asymmetric, one scale and zero point a tensor.
+
+    `low` and `high` are the range; it always holds zero, which then has an exact code.
+    """
+
+    low: Tensor
+    high: Tensor
+    squared_errors: Tensor
+
+    def __init__(
+        self,
+        *,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.mode: Mode = "measure"
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("squared_errors", torch.zeros(NUM_FRACTIONS), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The values, rounded unless the mode only looks at them; same shape and type."""
+        if self.mode == "measure":
+            self._move_range(values, momentum=None)
+            return values
+        if self.mode == "search":
+            self._score(values)
+            return values
+        if self.mode == "train":
+            self._move_range(values, momentum=RANGE_MOMENTUM)
+        return self._round(values, *self.calculate_qparams())
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point (int32) of the present range, 0-dimensional."""
+        return self._scale_and_zero_point(self.low, self.high)
+
+    def set_range_of_least_error(self) -> None:
+        """Shrink the range to the fraction that scored best, and forget the scores."""
+        best = self._fractions()[self.squared_errors.argmin()]
+        self.low.mul_(best)
+        self.high.mul_(best)
+        self.squared_errors.zero_()
+
+    @torch.no_grad()
+    def _move_range(self, values: Tensor, momentum: float | None) -> None:
+        lowest, highest = (extreme.float() for extreme in torch.aminmax(values.detach()))
+        if momentum is None:
+            self.low.copy_(torch.minimum(self.low, lowest))
+            self.high.copy_(torch.maximum(self.high, highest))
+        else:
+            self.low.lerp_(lowest.clamp(max=0.0), momentum)
+            self.high.lerp_(highest.clamp(min=0.0), momentum)
+
+    @torch.no_grad()
+    def _score(self, values: Tensor) -> None:
+        flat = values.detach().float().flatten()
+        sample = flat[:: max(1, flat.numel() // MAX_SCORED_VALUES)]
+        for index, fraction in enumerate(self._fractions()):
+            rounded = self._round(
+                sample, *self._scale_and_zero_point(self.low * fraction, self.high * fraction)
+            )
+            self.squared_errors[index] += (rounded - sample).square().sum()
+
+    def _fractions(self) -> Tensor:
+        return torch.linspace(1.0, LEAST_FRACTION, NUM_FRACTIONS, device=self.low.device)
+
+    def _scale_and_zero_point(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        smallest = torch.finfo(torch.float32).eps
+        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp(min=smallest)
+        zero_point = self.quant_min - torch.round(low / scale)
+        return scale, zero_point.clamp(self.quant_min, self.quant_max).int()
+
+    def _round(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        rounded = torch.fake_quantize_per_tensor_affine(
+            values.float(), scale, zero_point, self.quant_min, self.quant_max
+        )
+        return rounded.to(values.dtype)
+
+
+class PerChannelFakeQuantize(ObserverBase):
+    """Weights: symmetric, one scale an output channel, always from the weights as they are.
+
+    `scale` (C,) is not part of the state: one forward pass gives it its shape and its values.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        ch_axis: int,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.ch_axis = ch_axis
+        self.mode: Mode = "measure"
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight, rounded unless activations are being calibrated; same shape."""
+        other_axes = [axis for axis in range(weight.ndim) if axis != self.ch_axis]
+        largest = weight.detach().abs().amax(dim=other_axes)
+        self.scale = (largest / self.quant_max).clamp(min=torch.finfo(torch.float32).eps)
+        if self.mode in ("measure", "search"):
+            return weight
+        return torch.fake_quantize_per_channel_affine(
+            weight,
+            *self.calculate_qparams(),
+            self.ch_axis,
+            self.quant_min,
+            self.quant_max,
+        )
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales (C,) of the last forward pass, and zero points (C,), which are zero."""
+        return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)
+
+
+def fake_quantizers(net: nn.Module) -> dict[str, PerTensorFakeQuantize | PerChannelFakeQuantize]:
+    """The rounding modules of a prepared net, by name; a shared one appears once."""
+    kinds = (PerTensorFakeQuantize, PerChannelFakeQuantize)
+    return {name: part for name, part in net.named_modules() if isinstance(part, kinds)}
+
+
+def set_mode(net: nn.Module, mode: Mode) -> None:
+    """Put every rounding module of `net` into one mode."""
+    for part in fake_quantizers(net).values():
+        part.mode = mode

@@ -1,0 +1,45 @@
+"""Which compression steps may follow each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, Literal
+
+Stage = Literal["structure", "train", "numeric"]
+"""structure: channels go. train: only weights change. numeric: the arithmetic changes, and the
+result is an integer graph in which nothing can be trained or cut any more."""
+
+
+def check_order(steps: Mapping[str, Any]) -> list[str]:
+    """What is wrong with an order of steps, in words; empty where it can run.
+
+    Structure and training steps may come in any order, each once; one numeric step may end them.
+
+    Args:
+        steps: the steps by name, in the order in which they are to be applied. A step, or its
+            class, says where it belongs by its attribute `stage`.
+
+    >>> from types import SimpleNamespace as Step
+    >>> check_order({"prune": Step(stage="structure"), "qat": Step(stage="numeric")})
+    []
+    """
+    pairs = combinations(steps.items(), 2)
+    return [problem for earlier, later in pairs for problem in _problems(*earlier, *later)]
+
+
+def _problems(name: str, step: Any, later_name: str, later: Any) -> list[str]:
+    if _kind(step) is _kind(later):
+        return [f"compression: '{name}' and '{later_name}' are the same step; give it once"]
+    if step.stage != "numeric":
+        return []
+    if later.stage == "numeric":
+        return [f"compression: '{name}' and '{later_name}' both quantise; give one of them"]
+    return [
+        f"compression: '{later_name}' cannot follow '{name}', whose result is an integer graph; "
+        f"put '{name}' last"
+    ]
+
+
+def _kind(step: Any) -> type:
+    return step if isinstance(step, type) else type(step)

@@ -1,0 +1,174 @@
+"""A trained net as a graph that is rounded, calibrated, trained and converted.
+
+The way is torchao's "PT2E": export, prepare, calibrate or train, convert. Batch normalisation is
+folded into the convolution before it while preparing, for post-training quantisation and for
+quantisation-aware training alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from medlite.compression.fake_quantize import (
+    PerTensorFakeQuantize,
+    fake_quantizers,
+    set_mode,
+)
+from medlite.compression.quantizer import DROPOUTS, WEIGHTED, Int8Quantizer
+from medlite.errors import ExportError
+from medlite.export.trace import deployable, trace
+
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+
+def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantizer) -> GraphModule:
+    """Export a copy of `net` and put rounding modules where `quantizer` wants them.
+
+    A net with a `deploy()` (re-parameterisable blocks) is taken in its deployed form.
+
+    Args:
+        net: (B, C, H, W[, D]) -> logits; left as it is.
+        input_shape: (C, H, W[, D]) of one sample; the batch axis stays free.
+        quantizer: what is rounded.
+
+    Returns:
+        The graph on the CPU, in "measure" mode.
+
+    Raises:
+        ExportError: torch cannot export the net.
+    """
+    graph = trace(deployable(net), input_shape).module(check_guards=False)
+    _remove_dropouts(graph, only_idle=True)
+    return _tidy(prepare_pt2e(graph, quantizer))
+
+
+@torch.no_grad()
+def calibrate(prepared: GraphModule, images: Tensor, *, batch_size: int, method: str) -> None:
+    """Set the range of every activation from `images` (N, C, H, W[, D]).
+
+    Args:
+        prepared: the graph; left in "apply" mode.
+        images: samples of the training split.
+        batch_size: samples at a time.
+        method: "minmax" takes all that was seen; "mse" then shrinks every range to the
+            fraction of least squared rounding error.
+    """
+    set_training(prepared, is_training=False)
+    for mode in ("measure", "search")[: 1 + (method == "mse")]:
+        set_mode(prepared, mode)  # type: ignore[arg-type]
+        for batch in images.split(batch_size):
+            prepared(batch)
+    if method == "mse":
+        for part in _activation_parts(prepared).values():
+            part.set_range_of_least_error()
+    set_mode(prepared, "apply")
+
+
+def set_training(graph: GraphModule, *, is_training: bool) -> None:
+    """Switch the dropouts of an exported graph; everything else is the same in both modes.
+
+    `nn.Module.train` means nothing to an exported graph, and torchao's own switch replaces
+    every dropout probability by 0.5 (pytorch/ao#4107).
+    """
+    dropouts = [node for node in graph.graph.nodes if node.target in DROPOUTS]
+    changed = [node for node in dropouts if node.args[2] != is_training]
+    for node in changed:
+        node.args = (*node.args[:2], is_training)
+    if changed:
+        graph.recompile()
+
+
+@torch.no_grad()
+def convert(prepared: nn.Module, input_shape: tuple[int, ...]) -> GraphModule:
+    """Replace rounding by integers: the graph that is exported, with int8 weights in its state.
+
+    The result runs on the CPU and takes every batch size; `train()` and `eval()` change nothing
+    in it.
+
+    Args:
+        prepared: a graph of `prepare`, calibrated; left as it is.
+        input_shape: (C, H, W[, D]) of one sample.
+
+    Raises:
+        ExportError: the graph cannot take another batch size than the one it was exported with.
+    """
+    graph = cast("GraphModule", copy.deepcopy(prepared)).cpu()
+    _remove_dropouts(graph, only_idle=False)
+    set_mode(graph, "apply")
+    graph(torch.zeros(2, *input_shape))  # the scales follow the last optimiser step
+    converted = _tidy(convert_pt2e(graph)).eval()
+    _check_batch_sizes(converted, input_shape)
+    return converted
+
+
+def activation_ranges(prepared: nn.Module) -> dict[str, Tensor]:
+    """(low, high) as a tensor (2,) for every rounded activation, by name."""
+    parts = _activation_parts(prepared).items()
+    return {name: torch.stack([part.low, part.high]).cpu() for name, part in parts}
+
+
+def load_activation_ranges(prepared: GraphModule, ranges: dict[str, Tensor]) -> None:
+    """The inverse of `activation_ranges`, on a net that was prepared in the same way."""
+    parts = _activation_parts(prepared)
+    if parts.keys() != ranges.keys():
+        differing = sorted(parts.keys() ^ ranges.keys())
+        message = f"the saved ranges belong to another structure; they differ in {differing}"
+        raise ValueError(message)
+    for name, part in parts.items():
+        part.low, part.high = ranges[name].clone().unbind()
+
+
+def count_quantized(net: nn.Module) -> int:
+    """How many weighted operators of a converted net have int8 weights."""
+    if not isinstance(net, GraphModule):
+        return 0
+    nodes = [node for node in net.graph.nodes if node.target in WEIGHTED]
+    return sum(isinstance(node.args[1], Node) and _is_integer(node.args[1]) for node in nodes)
+
+
+def count_scans(graph: GraphModule) -> int:
+    """How many selective scans the graph holds: they stay in float."""
+    scans = (n for n in graph.graph.nodes if str(n.target).startswith("medlite.selective_scan"))
+    return sum(1 for _ in scans)
+
+
+def _check_batch_sizes(converted: GraphModule, input_shape: tuple[int, ...]) -> None:
+    for batch_size in (1, 3):
+        num_outputs = converted(torch.zeros(batch_size, *input_shape)).shape[0]
+        if num_outputs != batch_size:
+            message = (
+                f"the quantised net gives {num_outputs} outputs for {batch_size} images: its "
+                "forward() must not depend on the batch size"
+            )
+            raise ExportError(message)
+
+
+def _is_integer(weight: Node) -> bool:
+    return weight.target == DEQUANTIZE
+
+
+def _activation_parts(prepared: nn.Module) -> dict[str, PerTensorFakeQuantize]:
+    parts = fake_quantizers(prepared).items()
+    return {name: part for name, part in parts if isinstance(part, PerTensorFakeQuantize)}
+
+
+def _remove_dropouts(graph: GraphModule, *, only_idle: bool) -> None:
+    dropouts = [node for node in graph.graph.nodes if node.target in DROPOUTS]
+    for node in [node for node in dropouts if node.args[1] == 0 or not only_idle]:
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _tidy(graph: GraphModule) -> GraphModule:
+    """Drop what the graph no longer reads (float weights), and torchao's ban on `eval()`."""
+    graph.graph.eliminate_dead_code()
+    tidy = GraphModule(graph, graph.graph)
+    tidy.meta.update(graph.meta)
+    return tidy

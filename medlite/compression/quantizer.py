@@ -1,0 +1,266 @@
+"""Which tensors of an exported graph become 8-bit integers.
+
+ONNX Runtime and OpenVINO run a convolution in integers where its input, its weight and its
+output (after a ReLU, which is then absorbed) are all rounded. Everything here serves that:
+uint8 activations with one scale a tensor, int8 weights in [-127, 127] with one scale a channel,
+and rounding on both sides of activations that are no simple clipping (SiLU, Hardswish, PReLU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from medlite.compression.fake_quantize import PerChannelFakeQuantize, PerTensorFakeQuantize
+from medlite.errors import MedliteError, did_you_mean
+
+aten = torch.ops.aten
+
+QUANTIZABLE = {
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+    aten.linear.default,
+}
+"""weighted operators with integer kernels in both runtimes"""
+
+WEIGHTED = QUANTIZABLE | {
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+}
+"""all operators that multiply by a weight"""
+
+CLIPPING = {
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.clamp.default,
+    aten.clamp_.default,
+    aten.clamp_min.default,
+}
+"""activations that rounding absorbs, when their lower bound is zero"""
+
+PASSING = {
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+}
+"""operators whose output keeps the codes of their input"""
+
+DROPOUTS = {aten.dropout.default, aten.dropout_.default}
+
+ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+
+SENSITIVE = ("x_proj", "dt_proj")
+"""projections inside Mamba that set the step sizes of its scan: always in float"""
+
+ANNOTATION = "quantization_annotation"
+"""the key of a node's `meta` under which torchao looks for annotations"""
+
+ACTIVATION = QuantizationSpec(
+    dtype=torch.uint8,
+    quant_min=0,
+    quant_max=255,
+    qscheme=torch.per_tensor_affine,
+    observer_or_fake_quant_ctr=PerTensorFakeQuantize,
+)
+WEIGHT = QuantizationSpec(
+    dtype=torch.int8,
+    quant_min=-127,
+    quant_max=127,
+    qscheme=torch.per_channel_symmetric,
+    ch_axis=0,
+    observer_or_fake_quant_ctr=PerChannelFakeQuantize,
+)
+
+
+class Int8Quantizer(Quantizer):
+    """Annotates a graph for 8-bit convolutions, linear layers and residual additions.
+
+    Selective scans, normalisations, attention products and transposed convolutions stay in
+    float. After `annotate`, `float_layers` and `quantized_layers` name the weighted layers.
+
+    Args:
+        keep_first_float: layers that see the image itself, in float.
+        keep_last_float: layers behind which there is no other weighted layer, in float.
+        keep_float: names of layers or of blocks of layers, in float. A name matches wherever it
+            is a run of whole components of a layer's path: "fc" is in "head.fc" and "fc.0".
+    """
+
+    def __init__(
+        self, *, keep_first_float: bool, keep_last_float: bool, keep_float: Sequence[str]
+    ) -> None:
+        self.keep_first_float = keep_first_float
+        self.keep_last_float = keep_last_float
+        self.keep_float = tuple(keep_float)
+        self.float_layers: tuple[str, ...] = ()
+        self.quantized_layers: tuple[str, ...] = ()
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Mark what is rounded.
+
+        Raises:
+            MedliteError: a name of `keep_float` matches no layer, or no layer is left.
+        """
+        layers = [node for node in model.graph.nodes if node.target in WEIGHTED]
+        self._check_names(layers)
+        chosen = [node for node in layers if self._is_quantized(node)]
+        if not chosen:
+            message = (
+                f"nothing could be quantised: of {len(layers)} weighted layers none is a 2-D or "
+                "3-D convolution or linear layer that may leave float; see keep_first_float, "
+                "keep_last_float and keep_float"
+            )
+            raise MedliteError(message)
+        self.quantized_layers = _names(chosen)
+        self.float_layers = _names([node for node in layers if node not in chosen])
+        for node in chosen:
+            _annotate_layer(node)
+        for node in model.graph.nodes:
+            _annotate_neighbour(node)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing is left to check: `annotate` only marks what the runtimes can hold."""
+
+    def _is_quantized(self, node: Node) -> bool:
+        weight: Any = node.args[1]
+        if node.target not in QUANTIZABLE or weight.op != "get_attr":
+            return False
+        if self.keep_first_float and not _meets_layer(node, "all_input_nodes"):
+            return False
+        if self.keep_last_float and not _meets_layer(node, "users"):
+            return False
+        path = layer_name(node)
+        return not any(_matches(name, path) for name in (*SENSITIVE, *self.keep_float))
+
+    def _check_names(self, layers: Sequence[Node]) -> None:
+        paths = _names(layers)
+        for name in self.keep_float:
+            if not any(_matches(name, path) for path in paths):
+                message = f"keep_float: no layer is called '{name}', {did_you_mean(name, paths)}"
+                raise MedliteError(message)
+
+
+def layer_name(node: Node) -> str:
+    """The path of the module that owns a layer's weight, such as "encoder.0.conv"."""
+    weight = node.args[1]
+    if isinstance(weight, Node) and weight.op == "get_attr":
+        return str(weight.target).rpartition(".")[0]
+    modules = list(node.meta.get("nn_module_stack", {"": (node.name, None)}).values())
+    return str(modules[-1][0])
+
+
+def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer_name(node) for node in nodes))
+
+
+def _matches(name: str, path: str) -> bool:
+    return f".{name}." in f".{path}."
+
+
+def _meets_layer(node: Node, direction: str) -> bool:
+    """Whether a weighted layer lies before ("all_input_nodes") or behind ("users") `node`."""
+    to_visit, seen = list(getattr(node, direction)), set()
+    while to_visit:
+        other = to_visit.pop()
+        if other.target in WEIGHTED:
+            return True
+        if other not in seen:
+            seen.add(other)
+            to_visit.extend(getattr(other, direction))
+    return False
+
+
+def _annotate_layer(node: Node) -> None:
+    source, weight = cast("tuple[Node, Node]", node.args[:2])
+    inputs = {weight: WEIGHT}
+    if source.target in DROPOUTS:
+        # Rounded before it is thinned out and scaled, or training would see another range.
+        _annotate(source, inputs={source.args[0]: ACTIVATION})
+    else:
+        inputs[source] = ACTIVATION
+    _annotate_sum(node, inputs)
+
+
+def _annotate_neighbour(node: Node) -> None:
+    """Extend rounding to operators that then run on integers, or that vanish."""
+    if ANNOTATION in node.meta:
+        return
+    if node.target in PASSING and _is_rounded(node.args[0]):
+        source = node.args[0]
+        shared = SharedQuantizationSpec((source, node))
+        _annotate(node, inputs={source: ACTIVATION}, output=shared)
+    elif node.target in ADDITIONS and _is_residual(node):
+        _annotate_sum(node, dict.fromkeys(node.args[:2], ACTIVATION))
+
+
+def _annotate_sum(node: Node, inputs: dict[Any, Any]) -> None:
+    """Round the inputs, and the output behind the clipping that may follow."""
+    clipping = _clipping_after(node)
+    _annotate(node, inputs=inputs, output=None if clipping else ACTIVATION)
+    if clipping:
+        _annotate(clipping, inputs={}, output=ACTIVATION)
+
+
+def _annotate(node: Node, *, inputs: dict[Any, Any], output: Any = None) -> None:
+    node.meta[ANNOTATION] = QuantizationAnnotation(
+        input_qspec_map=inputs, output_qspec=output, _annotated=True
+    )
+
+
+def _clipping_after(node: Node) -> Node | None:
+    """The clipping at zero that alone reads `node`, if there is one."""
+    users = list(node.users)
+    while len(users) == 1 and users[0].target in DROPOUTS:
+        users = list(users[0].users)
+    return users[0] if len(users) == 1 and _clips_at_zero(users[0]) else None
+
+
+def _clips_at_zero(node: Node) -> bool:
+    if node.target not in CLIPPING:
+        return False
+    has_bounds = len(node.args) > 1
+    return bool(node.args[1] == 0) if has_bounds else "relu" in str(node.target)
+
+
+def _is_rounded(node: object) -> bool:
+    if not isinstance(node, Node):
+        return False
+    annotation = node.meta.get(ANNOTATION)
+    return annotation is not None and annotation.output_qspec is not None
+
+
+def _is_residual(node: Node) -> bool:
+    """Whether `node` adds two images of one shape, one of them rounded already.
+
+    Token streams (B, L, C) of transformers and Mambas are left alone: their residual sums need
+    more than 8 bits.
+    """
+    terms = [term for term in node.args if isinstance(term, Node)]
+    if node.kwargs or len(terms) != 2:
+        return False
+    shape, other_shape = (term.meta["val"].shape for term in terms)
+    are_images = shape == other_shape and len(shape) > 3
+    return are_images and any(_is_rounded(term) for term in terms)
