@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from medlite.errors import ConfigError, MedliteError, did_you_mean
 
 _PACKAGE = Path(__file__).parent
-_FLAGS_WITH_VALUE = frozenset(
-    ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
-    + ("--package", "-p", "--cfg", "-c", "--info", "-i")  # noqa: RUF005 - one line each
-)
+_FLAGS_WITH_VALUE = {
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
+    *("--package", "-p", "--cfg", "-c", "--info", "-i"),
+}
 
 
 def conf_directory() -> Path:

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -73,7 +73,11 @@ def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> T
                 loggers=job.loggers(fit_name),
                 announce=partial(_announce, f"{fit_name} ({label})"),
             )
-            record = {"history": {fit_name: result.history}, "seconds": result.seconds}
+            record = {
+                "history": {fit_name: result.history},
+                "seconds": result.seconds,
+                "plan": asdict(result.plan),
+            }
             entry.save(result.net.state_dict(), None, record)
         weights, _ = entry.load()
     net = job.build_net(model)
@@ -167,12 +171,17 @@ def _apply(
     return net
 
 
-def _teacher(job: Job, step: CompressionStep) -> Trained | None:
-    """The teacher that a step names, trained by the job's own settings through the store."""
+def teacher_name(job: Job, step: CompressionStep) -> str | None:
+    """The model option that a step names as its teacher, None for steps without one."""
     name = getattr(step, "teacher", None)
+    return TEACHERS[job.spec.task] if name == "auto" else name
+
+
+def _teacher(job: Job, step: CompressionStep) -> Trained | None:
+    """The teacher of a step, trained by the job's own settings through the store."""
+    name = teacher_name(job, step)
     if name is None:
         return None
-    name = TEACHERS[job.spec.task] if name == "auto" else name
     return _trained(job, model_config(name, job.config.conf_directories), name, f"teacher_{name}")
 
 

@@ -76,7 +76,7 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     task = SupervisedTask(net, spec=spec, settings=settings, seed=seed, hooks=hooks)
-    plan = _plan_once(task, data, directory / "plan.json")
+    plan = plan_once(task, data, directory / "plan.json")
     task.total_steps = plan.total_steps
     announce(plan)
     history = History()
@@ -130,7 +130,8 @@ class History(Callback):
         self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
 
 
-def _plan_once(task: SupervisedTask, data: lightning.LightningDataModule, path: Path) -> FitPlan:
+def plan_once(task: SupervisedTask, data: lightning.LightningDataModule, path: Path) -> FitPlan:
+    """The plan in `path`, made from a timing of a few steps where there is none yet."""
     if path.exists():
         return FitPlan.read(path)
     loader, val_loader = data.train_dataloader(), data.val_dataloader()
@@ -141,6 +142,7 @@ def _plan_once(task: SupervisedTask, data: lightning.LightningDataModule, path: 
         seconds=time_steps(task, loader),
         budget_minutes=task.settings.budget_minutes,
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     plan.write(path)
     return plan
 

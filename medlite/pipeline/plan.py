@@ -1,0 +1,131 @@
+"""What a run will do and how long that will take here, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from medlite.config import model_config
+from medlite.pipeline.job import Job
+from medlite.pipeline.training import baseline_entry, teacher_name
+from medlite.tasks.fit import plan_once
+from medlite.tasks.plan import FitPlan, plan_fit
+from medlite.tasks.supervised import SupervisedTask
+from medlite.types import CompressionStep
+
+_SLOWDOWN = {"structure": 1.0, "train": 1.6, "numeric": 2.5}
+"""a fine-tuning step beside a plain one: a teacher's forward pass, fake quantisation"""
+
+_CONVERSION_SECONDS = 20.0
+"""tracing, preparing and converting a graph, or exporting it to one format"""
+
+_PROCESS_SECONDS = 4.0
+"""starting one measuring process and loading a model in it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One line of the announcement."""
+
+    stage: str
+    what: str
+    seconds: float
+
+
+def plan_job(job: Job) -> list[PlannedStage]:
+    """Every stage with an estimate; training times come from a timing of a few steps."""
+    plan, baseline = _plan_baseline(job, job.config.model, job.config.choices["model"])
+    planned = [baseline]
+    if "compress" in job.config.stages:
+        for name, step in job.steps.items():
+            planned += _plan_step(job, plan, name, step)
+    if "export" in job.config.stages:
+        planned.append(_plan_export(job))
+    if "bench" in job.config.stages:
+        planned.append(_plan_bench(job, plan))
+    return planned
+
+
+def as_table(job: Job, planned: list[PlannedStage]) -> Table:
+    """For the console."""
+    spec, config = job.spec, job.config
+    total = sum(stage.seconds for stage in planned)
+    table = Table(title=f"{config.name}: about {_duration(total)}", title_justify="left")
+    for heading in ("stage", "what", "about"):
+        table.add_column(heading, justify="right" if heading == "about" else "left")
+    counts = " / ".join(str(spec.num_samples[split]) for split in ("train", "val", "test"))
+    groups = sum(spec.num_groups.values())
+    table.add_row("data", f"{spec.name}: {counts} images of {groups} {spec.group_kind}s", "")
+    if spec.provenance != "real":
+        table.add_row("", spec.provenance, "")
+    for stage in planned:
+        table.add_row(stage.stage, stage.what, _duration(stage.seconds))
+    return table
+
+
+def _plan_baseline(job: Job, model: dict, label: str) -> tuple[FitPlan, PlannedStage]:
+    entry = baseline_entry(job, model, label)
+    if entry.is_done:
+        plan = FitPlan(**entry.record()["plan"])
+        return plan, PlannedStage(stage="train", what=f"{label}: from the store", seconds=0.0)
+    settings = job.config.train
+    task = SupervisedTask(job.build_net(model), spec=job.spec, settings=settings)
+    with entry.lock():
+        plan = plan_once(task, job.data, entry.fit_directory / "plan.json")
+    what = f"{label}: {_epochs(plan)}"
+    return plan, PlannedStage(stage="train", what=what, seconds=plan.estimated_seconds)
+
+
+def _plan_step(
+    job: Job, baseline: FitPlan, name: str, step: CompressionStep
+) -> list[PlannedStage]:
+    planned = []
+    teacher = teacher_name(job, step)
+    if teacher is not None:
+        model = model_config(teacher, job.config.conf_directories)
+        _, stage = _plan_baseline(job, model, teacher)
+        planned.append(PlannedStage(stage="teach", what=stage.what, seconds=stage.seconds))
+    epochs = getattr(step, "epochs", None)
+    if epochs is None:
+        what = "calibration only"
+        return [*planned, PlannedStage(stage=name, what=what, seconds=_CONVERSION_SECONDS)]
+    slowdown = _SLOWDOWN[getattr(step, "stage", "train")]
+    plan = plan_fit(
+        epochs=epochs,
+        num_batches=len(job.data.train_dataloader()),
+        num_val_batches=len(job.data.val_dataloader()),
+        seconds=(slowdown * baseline.seconds_per_step, slowdown * baseline.seconds_per_val_batch),
+        budget_minutes=job.config.train.budget_minutes,
+    )
+    seconds = plan.estimated_seconds + _CONVERSION_SECONDS
+    return [*planned, PlannedStage(stage=name, what=_epochs(plan), seconds=seconds)]
+
+
+def _plan_export(job: Job) -> PlannedStage:
+    formats = sorted({runtime.format for runtime in job.runtimes.values()})
+    seconds = _CONVERSION_SECONDS * len(formats) * _num_models(job)
+    return PlannedStage(stage="export", what=", ".join(formats), seconds=seconds)
+
+
+def _plan_bench(job: Job, plan: FitPlan) -> PlannedStage:
+    settings = job.config.benchmark
+    num_test = job.spec.num_samples["test"]
+    seconds_per_image = plan.seconds_per_val_batch / job.config.train.batch_size
+    images = settings.num_warmup + settings.num_queries + num_test
+    per_candidate = images * seconds_per_image + settings.throughput_seconds + _PROCESS_SECONDS
+    candidates = _num_models(job) * len(job.runtimes)
+    what = f"{settings.num_queries} queries of each of {candidates} candidates in turns"
+    return PlannedStage(stage="bench", what=what, seconds=candidates * per_candidate)
+
+
+def _num_models(job: Job) -> int:
+    return 2 if job.steps else 1
+
+
+def _epochs(plan: FitPlan) -> str:
+    return f"{plan.epochs} epochs of {plan.batches_per_epoch} batches"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

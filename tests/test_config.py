@@ -1,0 +1,211 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from medlite.command_line import (
+    conf_directory,
+    find_options,
+    prepare_overrides,
+    split_verb,
+    user_directories,
+)
+from medlite.config import build, check, digest, locate, model_config
+from medlite.errors import ConfigError, MedliteError
+
+OPTIONS = find_options([conf_directory()])
+OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
+
+
+def checked(*overrides, directories=()):
+    words = prepare_overrides(overrides, OPTIONS)
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        cfg = compose("config", words)
+    return check(cfg, choices={}, options=OPTIONS, directories=[conf_directory(), *directories])
+
+
+def problems_of(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        checked(*overrides)
+    return caught.value.problems
+
+
+def test_defaults_are_right():
+    config = checked()
+    assert list(config.compression) == ["qat"]
+    assert list(config.runtime) == ["onnxruntime", "openvino"]
+    assert config.dataset["_target_"].endswith("lidc_nodules")
+
+
+@pytest.mark.parametrize(
+    ("word", "steps"),
+    [("none", []), ("qat", ["qat"]), ("[prune,qat]", ["prune", "qat"]), ("[qat]", ["qat"])],
+)
+def test_compression_takes_a_word_or_an_ordered_list(word, steps):
+    assert list(checked(f"compression={word}").compression) == steps
+
+
+def test_the_order_of_steps_is_kept():
+    assert list(checked("compression=[distill,prune,qat]").compression) == [
+        "distill",
+        "prune",
+        "qat",
+    ]
+
+
+def test_a_step_in_the_list_can_be_tuned():
+    config = checked("compression=[prune,qat]", "compression.prune.ratio=0.3")
+    assert config.compression["prune"]["ratio"] == 0.3
+
+
+def test_settings_of_a_step_that_was_not_chosen_fall_away():
+    assert list(checked("compression=none", "compression.qat.epochs=1").compression) == []
+
+
+def test_a_misspelt_group_gets_the_closest():
+    with pytest.raises(ConfigError, match="modle: no such group or key, did you mean 'model'"):
+        prepare_overrides(["modle=unet"], OPTIONS)
+
+
+def test_a_misspelt_option_gets_the_closest():
+    with pytest.raises(ConfigError, match="model=lightm_unett: .* did you mean 'lightm_unet'"):
+        prepare_overrides(["model=lightm_unett"], OPTIONS)
+
+
+def test_misspelt_options_in_sweeps_and_lists_are_found():
+    with pytest.raises(ConfigError) as caught:
+        prepare_overrides(["compression=none,qut,[prune,qta]", "model=unet,unte"], OPTIONS)
+    assert len(caught.value.problems) == 3
+
+
+def test_a_misspelt_key_gets_the_closest():
+    assert problems_of("train.epohcs=3") == ("train.epohcs: unknown, did you mean 'epochs'?",)
+
+
+def test_a_misspelt_constructor_argument_gets_the_closest():
+    (problem,) = problems_of("model=lightm_unet", "model.init_filter=8")
+    assert problem == (
+        "model.init_filter: LightMUNet takes no 'init_filter', did you mean 'init_filters'?"
+    )
+
+
+def test_all_errors_are_told_at_once():
+    found = problems_of("train.epochs=0", "train.batch_sise=3", "hardware.device=gpu", "stages=[trian]")
+    assert len(found) == 4
+
+
+def test_a_wrong_type_is_told():
+    (problem,) = problems_of("train.epochs=many")
+    assert problem.startswith("train.epochs: ")
+
+
+def test_a_missing_value_is_told():
+    (problem,) = problems_of("dataset=image_folder")
+    assert problem.startswith("dataset.root: needs a value")
+
+
+def test_a_value_outside_its_range_is_told():
+    assert "train.learning_rate: -1" in problems_of("train.learning_rate=-1")[0]
+
+
+def test_a_value_that_a_step_refuses_is_told_with_its_key():
+    (problem,) = problems_of("compression=prune", "compression.prune.ratio=1.3")
+    assert problem.startswith("compression.prune.ratio: 1.3")
+
+
+def test_a_word_that_is_no_override_is_told():
+    with pytest.raises(ConfigError, match="unet: expected key=value"):
+        prepare_overrides(["model=unet", "unet"], OPTIONS)
+
+
+def test_an_illegal_order_of_steps_is_refused():
+    assert any("prune" in problem for problem in problems_of("compression=[qat,prune]"))
+
+
+def test_the_first_word_may_be_a_verb():
+    verbs = ("run", "compare")
+    assert split_verb(["compare", "outputs"], verbs) == ("compare", ["outputs"])
+    assert split_verb(["model=unet"], verbs) == ("run", ["model=unet"])
+    assert split_verb(["--help"], verbs) == ("run", ["--help"])
+    assert split_verb([], verbs) == ("run", [])
+
+
+def test_a_misspelt_verb_gets_the_closest():
+    with pytest.raises(MedliteError, match="'compair' is not a verb .* 'compare'"):
+        split_verb(["compair"], ("run", "compare"))
+
+
+def test_a_users_own_options_are_found(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: builtins.dict\n")
+    directories = [conf_directory(), *user_directories(["--config-dir", str(tmp_path)])]
+    options = find_options(directories)
+    assert "mine" in options["model"]
+    words = prepare_overrides(["--config-dir", str(tmp_path), "model=mine"], options)
+    assert words == ["--config-dir", str(tmp_path), "model=mine"]
+    assert model_config("mine", directories) == {"_target_": "builtins.dict"}
+
+
+def test_an_unknown_teacher_is_refused():
+    with pytest.raises(ConfigError, match="no model 'unte', did you mean 'unet'"):
+        model_config("unte", [conf_directory()])
+
+
+def test_a_target_that_does_not_exist_is_told():
+    with pytest.raises(ConfigError, match=r"no module 'medlite\.modles\.unet'"):
+        locate("medlite.modles.unet.UNet")
+    with pytest.raises(ConfigError, match="did you mean 'digest'"):
+        locate("medlite.config.digets")
+
+
+def test_build_passes_only_what_a_constructor_takes():
+    node = {"_target_": "fractions.Fraction", "numerator": 3}
+    assert build(node, denominator=4, image_size=(1, 2)) == 0.75
+
+
+def test_the_key_knows_order_and_ignores_where_results_go():
+    base = checked("compression=[prune,qat]")
+    assert base.key == checked("compression=[prune,qat]", "logger=none", "outputs=elsewhere").key
+    assert base.key != checked("compression=[prune,qat]", "seed=1").key
+    assert base.key != checked("compression=[distill,prune,qat]").key
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def run_medlite(*arguments):
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "medlite", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_import_nothing_heavy(arguments):
+    done = run_medlite(*arguments)
+    assert done.returncode == 0, done.stderr[-500:]
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "numpy", "pandas", "wandb", "lightning", "monai", "timm"}
+
+
+def test_help_lists_groups_options_verbs_and_examples():
+    text = run_medlite("--help").stdout
+    assert "lightm_unet" in text
+    assert "compression:" in text
+    assert "compare" in text
+    assert text.count("python -m medlite") >= 4
+
+
+def test_a_mistake_exits_with_2_and_no_traceback():
+    done = run_medlite("modle=unet")
+    assert done.returncode == 2
+    assert "did you mean 'model'?" in done.stderr
+    assert "Traceback" not in done.stderr
