@@ -77,9 +77,7 @@ def _plan_baseline(job: Job, model: dict, label: str) -> tuple[FitPlan, PlannedS
     return plan, PlannedStage(stage="train", what=what, seconds=plan.estimated_seconds)
 
 
-def _plan_step(
-    job: Job, baseline: FitPlan, name: str, step: CompressionStep
-) -> list[PlannedStage]:
+def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) -> list[PlannedStage]:
     planned = []
     teacher = teacher_name(job, step)
     if teacher is not None:
