@@ -28,7 +28,8 @@ def cpu_seconds(command: list[str]) -> float:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{command} failed")
+        message = f"{command} failed"
+        raise SystemExit(message)
     return usage.ru_utime + usage.ru_stime
 
 
