@@ -13,6 +13,8 @@ from medlite.bench.lane import Candidate, Lane
 from medlite.errors import BenchmarkError, ConfigError
 from medlite.types import BenchmarkSettings, Hardware, Measurement
 
+NOT_ON_TARGET = "measured on this host, not on the target"
+
 _STAGES = (
     Lane.summarise_latency,
     Lane.measure_memory,
@@ -142,8 +144,7 @@ def _speedups(lanes: Sequence[Lane]) -> Iterator[Measurement]:
 
 
 def _label_as_host(measurement: Measurement) -> Measurement:
-    label = "measured on this host, not on the target"
-    note = f"{measurement.note}; {label}" if measurement.note else label
+    note = f"{measurement.note}; {NOT_ON_TARGET}" if measurement.note else NOT_ON_TARGET
     return replace(measurement, note=note) if measurement.source == "measured" else measurement
 
 

@@ -21,6 +21,8 @@ MAX_STEAL_RATIO = 0.02
 MIN_STEAL_SECONDS = 0.03
 """three ticks of the kernel's clock: fewer say nothing"""
 MAX_INVOLUNTARY_SWITCHES_PER_S = 50.0
+MAX_INTERRUPTED_RATIO = 0.05
+"""switches per query: fewer change no percentile that is reported"""
 MAX_LOAD_PER_CORE = 1.25
 MAX_TAIL_RATIO = 3.0
 
@@ -116,7 +118,8 @@ def find_disturbances(timing: Timing) -> str:
             f"others took {timing.steal_ratio or 0:.0%} of the machine (steal)",
         ),
         (
-            timing.switches_per_second > MAX_INVOLUNTARY_SWITCHES_PER_S,
+            timing.switches_per_second > MAX_INVOLUNTARY_SWITCHES_PER_S
+            and timing.involuntary_switches > MAX_INTERRUPTED_RATIO * len(samples),
             f"{timing.switches_per_second:.0f} involuntary context switches a second",
         ),
         (per_core > MAX_LOAD_PER_CORE, f"load average {timing.load_average:.1f} at the start"),
