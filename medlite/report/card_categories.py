@@ -1,0 +1,225 @@
+"""What each category of the deployment card says, read from the other parts of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from medlite.metrics.names import class_keys
+from medlite.report.card_fields import declared, known, measured, observed, shape, unavailable
+from medlite.report.lookup import Lookup, number
+from medlite.report.result import CardField, RunResult
+
+
+def task_fields(result: RunResult) -> Iterable[CardField]:
+    """What the model is for and what it learnt from."""
+    data = result.dataset
+    splits = ", ".join(
+        f"{split} {count} ({data['num_groups'].get(split, '?')} {data['group_kind']}s)"
+        for split, count in data["num_samples"].items()
+    )
+    counts = list(zip(data["class_names"], data["class_counts"], strict=True))
+    total = max(1, sum(count for _, count in counts))
+    shares = ", ".join(f"{name} {count:,} ({count / total:.1%})" for name, count in counts)
+    kind = "pixels" if data["task"] == "segmentation" else "images"
+    yield declared("Clinical task", f"{data['task']}, {data['labels']}")
+    yield declared("Dataset", data["name"], data["origin"])
+    yield declared("Provenance of the data", data["provenance"])
+    yield declared("Modality", data["modality"])
+    yield declared(
+        "Input resolution", f"{shape(data['image_size'])}, {data['in_channels']} channels"
+    )
+    yield declared("Preprocessing", data["preprocessing"])
+    yield observed("Dataset scale", splits, f"no {data['group_kind']} is in two splits")
+    yield observed("Class imbalance", shares, f"training {kind}")
+    yield observed("Files left out", result.num_skipped)
+
+
+def hardware_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
+    """What it ran on."""
+    hardware, machine = result.config.get("hardware", {}), result.environment
+    is_target = hardware.get("is_this_machine", True)
+    target = hardware.get("description") or hardware.get("name", "host")
+    yield declared(
+        "Target", target, "" if is_target else "measured on this host, not on the target"
+    )
+    yield known("Processor", machine.get("cpu"), "the system does not name it")
+    yield known("Accelerator", machine.get("gpu"), "none was used or found")
+    yield known("Cores", machine.get("num_cores"), "the system does not count them")
+    threads = hardware.get("num_threads") or f"all usable ({machine.get('num_usable_cores')})"
+    yield declared("Threads", threads, "set before the runtime was imported")
+    memory = machine.get("memory_mib")
+    yield known("Memory capacity", memory and f"{memory:,} MiB", "the system does not tell")
+    yield known("Power mode", machine.get("cpu_governor"), "no frequency policy is readable here")
+    yield unavailable("Thermal constraints", "no sensor is read; see drift under Latency")
+    for runtime in found.runtimes():
+        load = found.of("contention", runtime, "load_average")
+        yield measured(f"System load, {runtime}", load, "not recorded")
+
+
+def software_fields(result: RunResult) -> Iterable[CardField]:
+    """Engines and versions."""
+    deployed = {key: about for key, about in result.engines.items() if "/" not in key}
+    for runtime, about in deployed.items():
+        rest = {k: v for k, v in about.items() if k not in ("engine", "version", "backend")}
+        engine = f"{about.get('engine', runtime)} {about.get('version', '')}".strip()
+        yield observed(f"Runtime engine, {runtime}", engine)
+        yield known(f"Backend, {runtime}", about.get("backend"), "the engine does not name it")
+        options = "; ".join(f"{key}: {value}" for key, value in rest.items())
+        yield known(f"Compiler optimisations, {runtime}", options, "the engine does not list them")
+    if not deployed:
+        yield unavailable("Runtime engine", "no runtime was measured in this run")
+    yield known("Operating system", result.environment.get("os"), "not recorded")
+    yield known("Python", result.environment.get("python"), "not recorded")
+    packages = result.environment.get("packages", {})
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    yield known("Framework versions", versions, "not recorded")
+    git = result.environment.get("git")
+    commit = (
+        git and f"{git['commit'][:12]}{', with uncommitted changes' if git['is_dirty'] else ''}"
+    )
+    yield known("Commit", commit, "the run was not started in a git checkout")
+
+
+def precision_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
+    """Which numbers the deployed model computes with."""
+    deployed = [artifact for artifact in result.artifacts if not artifact.get("candidate")]
+    precisions = ", ".join(f"{each['precision']} ({each['format']})" for each in deployed)
+    yield known("Precision of the deployed model", precisions, "no model was exported")
+    steps = result.config.get("compression") or {}
+    yield declared("Compression", result.choices.get("compression", "none"))
+    sizes = ", ".join(
+        f"{name}: {count} images"
+        for name, options in steps.items()
+        if (count := dict(options or {}).get("calibration_samples")) is not None
+    )
+    calibration = declared("Calibration set", sizes)
+    yield (
+        calibration
+        if sizes
+        else unavailable("Calibration set", "no step of this run states a calibration set")
+    )
+    for topic, text in result.notes.items():
+        yield observed(topic[:1].upper() + topic[1:], text)
+    if not result.notes:
+        yield unavailable("Scales and layers kept in float", "no compression step reported any")
+    for runtime in found.runtimes():
+        count = found.get(f"operators/{runtime}/int8_count")
+        yield measured(f"8-bit operators, {runtime}", count, "the graph was not read")
+
+
+def protocol_fields(result: RunResult) -> Iterable[CardField]:
+    """How the timing was done."""
+    settings: Mapping[str, Any] = result.config.get("benchmark", {})
+    yield declared("Batch size", settings.get("batch_size", 1))
+    warmup = settings.get("num_warmup", "?")
+    yield declared("Warm-up", f"at least {warmup} queries, more until the latency is level")
+    yield declared("Timed queries", settings.get("num_queries", "?"), "of each candidate")
+    rounds = settings.get("num_rounds", "?")
+    yield declared("Order", f"{rounds} rounds in which the candidates take turns")
+    yield declared("Synchronisation", "each query blocks until its result is in host memory")
+    yield declared("Inside the timing", "the runtime's call on one prepared array, no file reading")
+    yield declared("Process", "a fresh child process for each candidate")
+    yield declared("Input", "real test images")
+
+
+def latency_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
+    """How fast, and how steadily."""
+    for candidate in found.candidates():
+        for name, label in {
+            "p50_ms": "p50",
+            "p90_ms": "p90",
+            "sd_ms": "Standard deviation",
+        }.items():
+            figure = found.of("latency", candidate, name)
+            yield measured(f"{label}, {candidate}", figure, "not measured in this run")
+        rate = found.of("throughput", candidate, "images_per_s")
+        yield measured(f"Throughput, {candidate}", rate, "not measured in this run")
+        stability, failure = result.stability.get(candidate), result.failures.get(candidate)
+        reason = failure or "not judged in this run"
+        yield known(f"Throttling or drift, {candidate}", stability, reason)
+    for runtime in found.runtimes():
+        ratio = found.get(f"speedup/{runtime}/ratio")
+        yield measured(f"Speed-up, {runtime}", ratio, "no uncompressed model was timed beside it")
+    if not found.candidates():
+        yield unavailable("Latency", "no runtime was measured in this run")
+
+
+def memory_fields(found: Lookup) -> Iterable[CardField]:
+    """How much the target must hold."""
+    for candidate in found.candidates():
+        labels = {"peak_mib": "Peak memory", "runtime_only_mib": "Runtime alone"}
+        disk = found.of("size", candidate, "disk_kib")
+        yield measured(f"Size on disk, {candidate}", disk, "not measured in this run")
+        for name, label in labels.items():
+            figure = found.of("memory", candidate, name)
+            yield measured(f"{label}, {candidate}", figure, "not measured in this run")
+    if not found.candidates():
+        yield unavailable("Memory", "no runtime was measured in this run")
+
+
+def energy_fields(found: Lookup) -> Iterable[CardField]:
+    """What one inference costs, and how that is known."""
+    for runtime in found.runtimes():
+        net = found.of("energy", runtime, "net_mj_per_image")
+        missing = "not measured in this run"
+        yield measured(f"Energy per inference, {runtime}", net, missing)
+        if net is not None and net.value is not None:
+            yield observed(f"Method, {runtime}", net.note)
+            idle = found.of("energy", runtime, "idle_w")
+            yield measured(f"Idle power subtracted, {runtime}", idle, missing)
+        else:
+            reason = net.note if net is not None else missing
+            yield unavailable(f"Method and idle subtraction, {runtime}", reason)
+    if not found.runtimes():
+        yield unavailable("Energy", "no runtime was measured in this run")
+
+
+def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
+    """Whether it can be trusted after optimisation."""
+    labels = {result.primary_metric: "Task metric", "ece": "Calibration error", "nll": "NLL"}
+    for candidate in found.candidates():
+        for name, label in labels.items():
+            score = found.score(name, candidate)
+            yield measured(f"{label}, {candidate}", score, "not evaluated in this run")
+    for runtime, report in result.safety.items():
+        yield observed(f"Safety gate, {runtime}", report["verdict"], gate_note(report))
+        rarest, flips = report.get("rarest_class"), report.get("flips")
+        if rarest:
+            yield observed(
+                f"Rarest class, {runtime}",
+                rarest_text(report, result.dataset["class_names"]),
+                f"{rarest['test_count']} test images",
+            )
+        if flips:
+            changed = f"{flips['changed']:,} of {flips['total']:,} {flips['unit']}"
+            note = f"{flips['broken']:,} broken, {flips['mended']:,} mended"
+            yield observed(f"Changed decisions, {runtime}", changed, note)
+    if not result.safety:
+        yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
+    missing = "not part of this run"
+    yield unavailable("Robustness to noise", missing)
+    yield unavailable("Robustness to resolution shift", missing)
+    yield unavailable("Failure-mode analysis beyond changed decisions", missing)
+
+
+def gate_note(report: Mapping[str, Any]) -> str:
+    """Which items did not pass."""
+    open_items = [item for item in report["items"] if item["verdict"] != "PASS"]
+    names = ", ".join(
+        f"{item['name'].removeprefix('safety/')} {item['verdict']}" for item in open_items
+    )
+    return f"{report['num_groups']} {report['group_kind']}s resampled" + (
+        f"; {names}" if names else ""
+    )
+
+
+def rarest_text(report: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """The rarest class, and its sensitivity before and after if it was judged."""
+    name = report["rarest_class"]["name"]
+    key = class_keys(class_names)[class_names.index(name)]
+    for item in report["items"]:
+        if item["name"] == f"safety/sensitivity_drop/{key}" and item["baseline"] is not None:
+            change = f"{number(item['baseline'])} to {number(item['compressed'])}"
+            return f"{name}: sensitivity {change} ({item['verdict']})"
+    return name
