@@ -1,0 +1,168 @@
+"""report.html: one file that a browser opens anywhere, without scripts or network."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from medlite.report import figures, tables
+from medlite.report.examples import Examples, read_examples
+from medlite.report.gallery import gallery
+from medlite.report.lookup import Lookup
+from medlite.report.result import RunResult, write_atomically
+
+STYLE_PATH = Path(__file__).with_name("page.css")
+
+
+def write_report_html(result: RunResult, examples: Path | None, path: Path) -> None:
+    """Write the report of one run.
+
+    Args:
+        result: the run.
+        examples: npz of `examples.write_examples`; None leaves the pictures out.
+        path: the file to write.
+
+    Raises:
+        RecordError: `examples` cannot be read or `path` cannot be written.
+    """
+    pictures = None if examples is None else read_examples(examples)
+    found = Lookup(result.measurements)
+    sections = [
+        ("Results at a glance", tables.glance_table(result, found)),
+        ("Example predictions", example_section(result, pictures)),
+        ("Classes", tables.class_table(result, found)),
+        ("Latency", latency_section(result)),
+        ("Calibration", calibration_section(result)),
+        ("Safety: compressed against uncompressed", safety_section(result)),
+        ("Budgets", budget_section(result)),
+        ("Deployment card", tables.card_html(result.card)),
+        ("Training", training_section(result)),
+        ("Parity with torch", tables.records_table(result.parity) if result.parity else ""),
+        ("Lineage", lineage_section(result)),
+        ("Environment", tables.pairs_table(result.environment)),
+    ]
+    body = "".join(
+        f"<section><h2>{escape(title)}</h2>{content}</section>"
+        for title, content in sections
+        if content
+    )
+    write_atomically(path, page(result.name, f"{header(result)}<main>{body}</main>"))
+
+
+def page(title: str, body: str) -> str:
+    """The frame of a self-contained page."""
+    style = STYLE_PATH.read_text(encoding="utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>{body}</body></html>\n"
+    )
+
+
+def header(result: RunResult) -> str:
+    """Name, what was run, and the verdict."""
+    choices = " &middot; ".join(
+        f"{escape(group)} <b>{escape(option)}</b>" for group, option in result.choices.items()
+    )
+    verdict = result.verdict
+    budgets = {row["verdict"] for row in verdict["budgets"]}
+    fits = "FAIL" if "FAIL" in budgets else "PASS" if budgets == {"PASS"} else "open"
+    chips = {
+        "budgets": fits if budgets else "none set",
+        "safety": verdict["safety"],
+        "parity": verdict["parity"],
+    }
+    marks = "".join(
+        f'<span class="mark">{escape(name)} {tables.chip(value)}</span>'
+        for name, value in chips.items()
+    )
+    provenance = result.dataset["provenance"]
+    caution = "" if provenance == "real" else f'<p class="caution">Data: {escape(provenance)}</p>'
+    return (
+        f'<header><p class="kind">medlite report</p><h1>{escape(result.name)}</h1>'
+        f'<p class="muted">{choices} &middot; {escape(result.created_at)}</p>{caution}'
+        f'<div class="verdict"><p>{escape(verdict["summary"])}</p><div>{marks}</div></div></header>'
+    )
+
+
+def example_section(result: RunResult, examples: Examples | None) -> str:
+    """Pictures, spread evenly over the test split."""
+    if examples is None:
+        return ""
+    remark = '<p class="muted">Spread evenly over the test split; nobody chose them.</p>'
+    return gallery(examples, result.dataset) + remark
+
+
+def latency_section(result: RunResult) -> str:
+    """Distribution and stability."""
+    chart = figures.latency_chart(result.latency_samples_ms)
+    if not chart:
+        return ""
+    notes = "".join(
+        f"<li>{escape(candidate)}: {escape(text)}</li>"
+        for candidate, text in {**result.stability, **result.failures}.items()
+    )
+    remark = (
+        "Each dot is one query; the band holds the middle half, the long mark is the median and "
+        "the short one the 90th percentile of the samples."
+    )
+    return f'<div class="wide">{chart}</div><p class="muted">{remark}</p><ul>{notes}</ul>'
+
+
+def calibration_section(result: RunResult) -> str:
+    """A reliability diagram a runtime, before and after compression."""
+    charts = []
+    for runtime in [key for key in result.reliability if "/" not in key]:
+        before = result.reliability.get(f"baseline/{runtime}")
+        bins = {"before": before} if before else {}
+        bins["after" if before else "model"] = result.reliability[runtime]
+        chart = figures.reliability_chart(f"reliability on {runtime}", bins)
+        charts.append(f"<figure>{chart}<figcaption>{escape(runtime)}</figcaption></figure>")
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def safety_section(result: RunResult) -> str:
+    """The gate's items for each runtime."""
+    parts = [
+        f"<h3>{escape(runtime)} {tables.chip(report['verdict'])}</h3>"
+        f'{tables.safety_table(report)}<p class="muted">{tables.safety_remark(report)}</p>'
+        for runtime, report in result.safety.items()
+    ]
+    return "".join(parts) or '<p class="muted">There was no compressed model to compare.</p>'
+
+
+def budget_section(result: RunResult) -> str:
+    """The hardware profile's limits."""
+    budgets = result.verdict["budgets"]
+    if not budgets:
+        return '<p class="muted">The hardware profile sets no budget.</p>'
+    return tables.budget_table(budgets)
+
+
+def training_section(result: RunResult) -> str:
+    """Curves of every fit."""
+    parts = []
+    for name, rows in result.history.items():
+        charts = figures.training_charts(rows, result.primary_metric)
+        pictures = "".join(f"<figure>{chart}</figure>" for chart in charts)
+        parts.append(f'<h3>{escape(name)}</h3><div class="charts">{pictures}</div>')
+    return "".join(parts)
+
+
+def lineage_section(result: RunResult) -> str:
+    """What was done, and what came out."""
+    artifacts = [
+        {
+            "model": artifact.get("candidate") or "deployed",
+            "file": artifact["path"],
+            "format": artifact["format"],
+            "precision": artifact["precision"],
+            "KiB": artifact["num_bytes"] / 1024,
+            "sha256": f"{artifact['sha256'][:16]}...",
+        }
+        for artifact in result.artifacts
+    ]
+    parts = [tables.records_table(result.stages)]
+    if artifacts:
+        parts.append(f"<h3>Exported models</h3>{tables.records_table(artifacts)}")
+    return "".join(parts)

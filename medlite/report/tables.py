@@ -1,0 +1,215 @@
+"""The report's tables, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from medlite.metrics.names import class_keys
+from medlite.report.lookup import Lookup, interval, number, quantity
+from medlite.report.result import CardCategory, RunResult
+from medlite.types import Measurement
+
+Cell = str
+"""HTML, already escaped"""
+
+
+def plain(value: Any) -> Cell:
+    """Any value as a cell; numbers to three digits, nothing as a dash."""
+    if value is None or value == "":
+        return '<span class="muted">-</span>'
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return escape(str(value))
+
+
+def chip(verdict: str) -> Cell:
+    """A coloured verdict."""
+    colour = {"PASS": "pass", "FAIL": "fail"}.get(verdict, "open")
+    return f'<span class="chip {colour}">{escape(verdict)}</span>'
+
+
+def figure(measurement: Measurement | None, digits_only: bool = False) -> Cell:
+    """A value with its interval below it; the note shows on hovering."""
+    if measurement is None:
+        return plain(None)
+    if measurement.value is None:
+        return f'<span class="muted" title="{escape(measurement.note)}">unavailable</span>'
+    value = number(measurement.value) if digits_only else quantity(measurement)
+    spread = interval(measurement)
+    below = f'<span class="spread">{escape(spread)}</span>' if spread else ""
+    return f'<span title="{escape(measurement.note)}">{escape(value)}</span>{below}'
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_words: int = 1) -> str:
+    """A table whose first `num_words` columns are words and the others numbers."""
+    kinds = ["words" if column < num_words else "" for column in range(len(headings))]
+    head = "".join(
+        f'<th class="{k}">{escape(h)}</th>' for h, k in zip(headings, kinds, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def glance_table(result: RunResult, found: Lookup) -> str:
+    """One row a candidate with what decides."""
+    metric = result.primary_metric
+    headings = [
+        "", metric, "ECE", "p50 ms", "p90 ms", "images/s", "speed-up", "size KiB",
+        "peak MiB", "mJ/image",
+    ]  # fmt: skip
+    rows = []
+    for candidate in found.candidates():
+        scores = [found.score(name, candidate) for name in (metric, "ece")]
+        speedup = found.get(f"speedup/{candidate}/ratio")
+        figures = [
+            found.of("latency", candidate, "p50_ms"),
+            found.of("latency", candidate, "p90_ms"),
+            found.of("throughput", candidate, "images_per_s"),
+            speedup,
+            found.of("size", candidate, "disk_kib"),
+            found.of("memory", candidate, "peak_mib"),
+            found.of("energy", candidate, "net_mj_per_image"),
+        ]
+        cells = [figure(each, digits_only=True) for each in (*scores, *figures)]
+        rows.append([label_of(candidate), *cells])
+    return table(headings, rows)
+
+
+def label_of(candidate: str) -> Cell:
+    """A candidate in words."""
+    if candidate.startswith("baseline/"):
+        return f'{escape(candidate.removeprefix("baseline/"))} <span class="muted">baseline</span>'
+    return f"<b>{escape(candidate)}</b>"
+
+
+def class_table(result: RunResult, found: Lookup) -> str:
+    """Per class: how many, and the scores of every candidate."""
+    names, counts = result.dataset["class_names"], result.dataset["class_counts"]
+    is_segmentation = result.dataset["task"] == "segmentation"
+    score = "dice" if is_segmentation else "auc"
+    candidates = found.candidates()
+    labels = [c.replace("baseline/", "") + (" baseline" if "/" in c else "") for c in candidates]
+    headings = ["class", "training " + ("pixels" if is_segmentation else "images")]
+    headings += [f"sensitivity, {label}" for label in labels]
+    headings += [f"{score}, {label}" for label in labels]
+    rows = []
+    for name, key, count in zip(names, class_keys(names), counts, strict=True):
+        cells = [figure(found.score(f"sensitivity/{key}", c), digits_only=True) for c in candidates]
+        cells += [figure(found.score(f"{score}/{key}", c), digits_only=True) for c in candidates]
+        rows.append([escape(name), plain(count), *cells])
+    return table(headings, rows)
+
+
+def safety_table(report: Mapping[str, Any]) -> str:
+    """One row a judged loss."""
+    headings = ["item", "verdict", "note", "before", "after", "loss", "95 % interval", "margin"]
+    rows = [
+        [
+            escape(item["name"].removeprefix("safety/").replace("_", " ")),
+            chip(item["verdict"]),
+            f'<span class="muted">{escape(item["note"])}</span>',
+            plain(item["baseline"]),
+            plain(item["compressed"]),
+            plain(item["difference"]),
+            plain(item["interval"] and " to ".join(number(end) for end in item["interval"])),
+            plain(item["margin"]),
+        ]
+        for item in report["items"]
+    ]
+    return table(headings, rows, num_words=3)
+
+
+def safety_remark(report: Mapping[str, Any]) -> str:
+    """Flips, rarest class and how it was resampled, in a sentence."""
+    parts = [
+        f"{report['num_groups']} {report['group_kind']}s resampled "
+        f"{report['num_resamples']:,} times, both models on the same resample"
+    ]
+    flips, rarest = report.get("flips"), report.get("rarest_class")
+    if flips:
+        p_value = flips["mcnemar_p"]
+        test = "" if p_value is None else f" (McNemar p = {number(p_value)})"
+        parts.append(
+            f"{flips['changed']:,} of {flips['total']:,} {flips['unit']} changed their decision: "
+            f"{flips['broken']:,} broken, {flips['mended']:,} mended{test}"
+        )
+    if rarest:
+        parts.append(f"rarest class: {rarest['name']}, {rarest['test_count']} test images")
+    return escape(". ".join(part[:1].upper() + part[1:] for part in parts) + ".")
+
+
+def budget_table(budgets: Sequence[Mapping[str, Any]]) -> str:
+    """One row a budget and runtime."""
+    rows = [
+        [
+            escape(str(row["name"]).replace("_", " ")),
+            escape(str(row["runtime"])),
+            chip(row["verdict"]),
+            f'<span class="muted">{escape(str(row.get("note", "")))}</span>',
+            plain(row["value"]),
+            plain(row["limit"]),
+            escape(str(row["unit"])),
+        ]
+        for row in budgets
+    ]
+    headings = ["budget", "runtime", "verdict", "note", "measured", "limit", "unit"]
+    return table(headings, rows, num_words=4)
+
+
+def records_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of plain values under the union of their keys; verdicts become chips."""
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    is_word = [any(isinstance(r.get(k), str) for r in records) for k in keys]
+    ordered = [k for k, w in zip(keys, is_word, strict=True) if w]
+    ordered += [k for k, w in zip(keys, is_word, strict=True) if not w]
+    rows = [[record_cell(record.get(key)) for key in ordered] for record in records]
+    return table([key.replace("_", " ") for key in ordered], rows, num_words=sum(is_word))
+
+
+def record_cell(value: Any) -> Cell:
+    """A verdict as a chip, a list joined, anything else plain."""
+    if value in ("PASS", "FAIL", "INCONCLUSIVE"):
+        return chip(value)
+    if isinstance(value, list):
+        return plain(", ".join(str(item) for item in value))
+    return plain(value)
+
+
+def pairs_table(pairs: Mapping[str, Any]) -> str:
+    """Names and values; nested mappings on one line."""
+    rows = []
+    for name, value in pairs.items():
+        text = value
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{key} {item}" for key, item in value.items())
+        rows.append(
+            [escape(name.replace("_", " ")), plain(str(text) if text is not None else None)]
+        )
+    return table(["", ""], rows, num_words=2).replace("<thead>", '<thead class="none">')
+
+
+def card_html(card: Sequence[CardCategory]) -> str:
+    """The nine categories as blocks of label, value and provenance."""
+    blocks = []
+    for category in card:
+        rows = "".join(
+            f"<tr><th>{escape(row.label)}</th><td>{escape(row.value)}"
+            + (f'<div class="spread">{escape(row.note)}</div>' if row.note else "")
+            + f'</td><td><span class="tag {row.provenance}">{row.provenance}</span></td></tr>'
+            for row in category.fields
+        )
+        blocks.append(
+            f'<div class="block"><h3>{escape(category.title)}</h3><table>{rows}</table></div>'
+        )
+    return f'<div class="card">{"".join(blocks)}</div>'

@@ -1,0 +1,45 @@
+"""The end of a run, as the console shows it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from medlite.report.lookup import Lookup, interval, quantity
+from medlite.report.result import RunResult
+
+
+def print_summary(result: RunResult, console: Console) -> None:
+    """One row a candidate, then the safety gate and the verdict."""
+    console.print(candidates_table(result))
+    for runtime, report in result.safety.items():
+        console.print(f"safety on {runtime}: {report['verdict']}")
+        for item in report["items"]:
+            if item["verdict"] != "PASS":
+                console.print(f"  {item['verdict']}: {item['name']}: {item.get('note', '')}")
+    for candidate, reason in result.failures.items():
+        console.print(f"not measured: {candidate}: {reason}")
+    console.print(f"[bold]{result.verdict['summary']}[/bold]")
+
+
+def candidates_table(result: RunResult) -> Table:
+    """Metric, latency, memory and size of every candidate on its runtime."""
+    found = Lookup(result.measurements)
+    table = Table(title=result.name, title_justify="left")
+    table.add_column("candidate")
+    for heading in (result.primary_metric, "95 %", "p50", "p90", "speed-up", "peak", "disk"):
+        table.add_column(heading, justify="right")
+    for candidate in found.candidates():
+        score = found.score(result.primary_metric, candidate)
+        speedup = found.get(f"speedup/{candidate}/ratio")
+        table.add_row(
+            candidate,
+            quantity(score),
+            interval(score),
+            quantity(found.of("latency", candidate, "p50_ms")),
+            quantity(found.of("latency", candidate, "p90_ms")),
+            quantity(speedup),
+            quantity(found.of("memory", candidate, "peak_mib")),
+            quantity(found.of("size", candidate, "disk_kib")),
+        )
+    return table
