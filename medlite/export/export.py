@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError, did_you_mean
@@ -85,6 +85,12 @@ def _write_openvino(program: ExportedProgram, path: Path) -> None:
 
 
 def _write_torch(program: ExportedProgram, path: Path) -> None:
+    """Without the example images and the source lines, which name folders of this machine."""
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
     torch.export.save(program, path)
 
 
@@ -113,7 +119,8 @@ def _write_atomically(
 
 def _output_shape(program: ExportedProgram) -> tuple[int, ...]:
     outputs = program.graph.output_node().args[0]
-    if not isinstance(outputs, tuple | list) or len(outputs) != 1:
-        message = "the network must return one tensor of logits, not several outputs"
+    assert isinstance(outputs, tuple)
+    if len(outputs) != 1:
+        message = f"the network must return one tensor of logits, not {len(outputs)} outputs"
         raise ExportError(message)
     return tuple(int(side) for side in outputs[0].meta["val"].shape[1:])
