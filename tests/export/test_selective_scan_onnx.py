@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - the letters of the paper
 """The ONNX form of the scan, run by ONNX Runtime and OpenVINO, against a float64 loop."""
 
 import numpy as np
