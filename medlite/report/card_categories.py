@@ -27,7 +27,8 @@ def task_fields(result: RunResult) -> Iterable[CardField]:
     yield declared("Provenance of the data", data["provenance"])
     yield declared("Modality", data["modality"])
     yield declared(
-        "Input resolution", f"{shape(data['image_size'])}, {data['in_channels']} channels"
+        "Input resolution",
+        f"{shape(data['image_size'])}, {data['in_channels']} channel{'s' * (data['in_channels'] > 1)}",
     )
     yield declared("Preprocessing", data["preprocessing"])
     yield observed("Dataset scale", splits, f"no {data['group_kind']} is in two splits")
@@ -177,7 +178,11 @@ def energy_fields(found: Lookup) -> Iterable[CardField]:
 
 def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     """Whether it can be trusted after optimisation."""
-    labels = {result.primary_metric: "Task metric", "ece": "Calibration error", "nll": "NLL"}
+    labels = {
+        result.primary_metric: f"Task metric ({result.primary_metric})",
+        "ece": "Calibration error",
+        "nll": "NLL",
+    }
     for candidate in found.candidates():
         for name, label in labels.items():
             score = found.score(name, candidate)

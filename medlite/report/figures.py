@@ -71,10 +71,12 @@ def latency_chart(samples_ms: Mapping[str, Sequence[float]]) -> str:
         title="latency of single queries",
         x_range=(0, end),
         y_range=(0, len(names)),
-        height=70 + 52 * len(names),
-        left=150,
+        width=860,
+        height=76 + 46 * len(names),
+        left=160,
     )
     chart.axes(x_label="milliseconds", has_y_ticks=False)
+    chart.legend([("baseline", BASELINE), ("deployed", DEPLOYED)])
     for row, name in enumerate(names):
         latency_row(chart, name, np.asarray(samples_ms[name]), len(names) - row - 0.5, end)
     return chart.render()
@@ -98,7 +100,7 @@ def latency_row(chart: Chart, name: str, samples: np.ndarray, middle: float, end
     chart.text(chart.left - 10, chart.y(middle) + 12, figures, anchor="end", colour="#64707f")
     num_slower = int((samples > end).sum())
     if num_slower:
-        chart.text(chart.x(end), chart.y(middle + 0.34), f"+{num_slower} slower", anchor="end")
+        chart.text(chart.x(end), chart.y(middle) + 4, f"+{num_slower} slower", anchor="end")
 
 
 def reliability_chart(title: str, bins_of: Mapping[str, Bins]) -> str:

@@ -8,16 +8,14 @@ from medlite.types import Measurement
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands separated, no exponents for everyday sizes.
+    """Three significant digits, more for large numbers, whole numbers whole.
 
-    >>> [number(v) for v in (0.93651, 12.345, 49457.0, 0.00012)]
-    ['0.937', '12.3', '49,457', '0.00012']
+    >>> [number(v) for v in (0.93651, 0.56, 12.345, 49457.3, 20.0, 0.00012)]
+    ['0.937', '0.560', '12.3', '49,457', '20', '0.000120']
     """
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
+    if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return f"{value:#.3g}"
 
 
 def quantity(measurement: Measurement | None) -> str:

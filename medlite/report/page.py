@@ -64,6 +64,7 @@ def header(result: RunResult) -> str:
     choices = " &middot; ".join(
         f"{escape(group)} <b>{escape(option)}</b>" for group, option in result.choices.items()
     )
+    written = escape(result.created_at[:16].replace("T", " "))
     verdict = result.verdict
     budgets = {row["verdict"] for row in verdict["budgets"]}
     fits = "FAIL" if "FAIL" in budgets else "PASS" if budgets == {"PASS"} else "open"
@@ -72,6 +73,8 @@ def header(result: RunResult) -> str:
         "safety": verdict["safety"],
         "parity": verdict["parity"],
     }
+    values = set(chips.values())
+    mood = "bad" if "FAIL" in values else "good" if "INCONCLUSIVE" not in values else "unsure"
     marks = "".join(
         f'<span class="mark">{escape(name)} {tables.chip(value)}</span>'
         for name, value in chips.items()
@@ -80,8 +83,9 @@ def header(result: RunResult) -> str:
     caution = "" if provenance == "real" else f'<p class="caution">Data: {escape(provenance)}</p>'
     return (
         f'<header><p class="kind">medlite report</p><h1>{escape(result.name)}</h1>'
-        f'<p class="muted">{choices} &middot; {escape(result.created_at)}</p>{caution}'
-        f'<div class="verdict"><p>{escape(verdict["summary"])}</p><div>{marks}</div></div></header>'
+        f'<p class="muted">{choices} &middot; <span class="date">{written}</span></p>{caution}'
+        f'<div class="verdict {mood}"><p>{escape(verdict["summary"])}</p><div>{marks}</div></div>'
+        "</header>"
     )
 
 
@@ -98,10 +102,13 @@ def latency_section(result: RunResult) -> str:
     chart = figures.latency_chart(result.latency_samples_ms)
     if not chart:
         return ""
-    notes = "".join(
-        f"<li>{escape(candidate)}: {escape(text)}</li>"
+    disturbed = {
+        candidate: text
         for candidate, text in {**result.stability, **result.failures}.items()
-    )
+        if text != "stable"
+    }
+    items = [f"<li>{escape(name)}: {escape(text)}</li>" for name, text in disturbed.items()]
+    notes = "".join(items) or "<li>Nothing disturbed the timing.</li>"
     remark = (
         "Each dot is one query; the band holds the middle half, the long mark is the median and "
         "the short one the 90th percentile of the samples."

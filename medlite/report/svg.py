@@ -6,9 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from medlite.report.lookup import number
-
-WIDTH = 460
 INK, MUTED, GRID = "#1a2230", "#64707f", "#e3e7ec"
 
 
@@ -34,11 +31,12 @@ class Chart:
         title: str,
         x_range: tuple[float, float],
         y_range: tuple[float, float],
+        width: int = 460,
         height: int = 260,
         left: int = 48,
     ) -> None:
         self.title = title
-        self.height = height
+        self.width, self.height = width, height
         self.left, self.right, self.top, self.bottom = left, 14, 30, 40
         self.x_range, self.y_range = widened(x_range), widened(y_range)
         self.shapes: list[str] = []
@@ -46,7 +44,7 @@ class Chart:
     def x(self, value: float) -> float:
         """Pixels from the left."""
         low, high = self.x_range
-        room = WIDTH - self.left - self.right
+        room = self.width - self.left - self.right
         return self.left + (value - low) / (high - low) * room
 
     def y(self, value: float) -> float:
@@ -59,14 +57,14 @@ class Chart:
         """Grid, ticks and labels."""
         floor = self.height - self.bottom
         for tick in nice_ticks(*self.x_range):
-            self.text(self.x(tick), floor + 15, number(tick), anchor="middle", colour=MUTED)
+            self.text(self.x(tick), floor + 15, f"{tick:g}", anchor="middle", colour=MUTED)
             if not has_y_ticks:
                 self.rule(self.x(tick), self.top, self.x(tick), floor, GRID)
         for tick in nice_ticks(*self.y_range) if has_y_ticks else ():
-            self.rule(self.left, self.y(tick), WIDTH - self.right, self.y(tick), GRID)
-            self.text(self.left - 7, self.y(tick) + 4, number(tick), anchor="end", colour=MUTED)
-        self.rule(self.left, floor, WIDTH - self.right, floor, MUTED)
-        middle = (self.left + WIDTH - self.right) / 2
+            self.rule(self.left, self.y(tick), self.width - self.right, self.y(tick), GRID)
+            self.text(self.left - 7, self.y(tick) + 4, f"{tick:g}", anchor="end", colour=MUTED)
+        self.rule(self.left, floor, self.width - self.right, floor, MUTED)
+        middle = (self.left + self.width - self.right) / 2
         self.text(middle, self.height - 6, x_label, anchor="middle", colour=MUTED)
         if y_label:
             self.text(self.left, self.top - 6, y_label, colour=MUTED)
@@ -123,7 +121,7 @@ class Chart:
 
     def legend(self, entries: Sequence[tuple[str, str]]) -> None:
         """Colour keys at the top right."""
-        x = float(WIDTH - self.right)
+        x = float(self.width - self.right)
         for label, colour in reversed(entries):
             x -= 6.3 * len(label)
             self.text(x, 15, label, colour=INK)
@@ -135,7 +133,7 @@ class Chart:
     def render(self) -> str:
         """The SVG element; the title is for screen readers."""
         label = f'role="img" aria-label="{escape(self.title)}"'
-        return f'<svg viewBox="0 0 {WIDTH} {self.height}" {label}>{"".join(self.shapes)}</svg>'
+        return f'<svg viewBox="0 0 {self.width} {self.height}" {label}>{"".join(self.shapes)}</svg>'
 
 
 def widened(limits: tuple[float, float]) -> tuple[float, float]:

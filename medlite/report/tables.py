@@ -34,6 +34,11 @@ def chip(verdict: str) -> Cell:
     return f'<span class="chip {colour}">{escape(verdict)}</span>'
 
 
+def remark(text: str) -> Cell:
+    """Small words below a value."""
+    return f'<span class="spread">{escape(text)}</span>' if text else ""
+
+
 def figure(measurement: Measurement | None, digits_only: bool = False) -> Cell:
     """A value with its interval below it; the note shows on hovering."""
     if measurement is None:
@@ -41,8 +46,7 @@ def figure(measurement: Measurement | None, digits_only: bool = False) -> Cell:
     if measurement.value is None:
         return f'<span class="muted" title="{escape(measurement.note)}">unavailable</span>'
     value = number(measurement.value) if digits_only else quantity(measurement)
-    spread = interval(measurement)
-    below = f'<span class="spread">{escape(spread)}</span>' if spread else ""
+    below = remark(interval(measurement))
     return f'<span title="{escape(measurement.note)}">{escape(value)}</span>{below}'
 
 
@@ -94,40 +98,49 @@ def label_of(candidate: str) -> Cell:
 
 
 def class_table(result: RunResult, found: Lookup) -> str:
-    """Per class: how many, and the scores of every candidate."""
+    """Per class: how many, and its scores on each runtime, before and after compression."""
     names, counts = result.dataset["class_names"], result.dataset["class_counts"]
     is_segmentation = result.dataset["task"] == "segmentation"
-    score = "dice" if is_segmentation else "auc"
-    candidates = found.candidates()
-    labels = [c.replace("baseline/", "") + (" baseline" if "/" in c else "") for c in candidates]
+    scores = ("sensitivity", "dice" if is_segmentation else "auc")
+    columns = [(score, runtime) for score in scores for runtime in found.runtimes()]
     headings = ["class", "training " + ("pixels" if is_segmentation else "images")]
-    headings += [f"sensitivity, {label}" for label in labels]
-    headings += [f"{score}, {label}" for label in labels]
-    rows = []
-    for name, key, count in zip(names, class_keys(names), counts, strict=True):
-        cells = [figure(found.score(f"sensitivity/{key}", c), digits_only=True) for c in candidates]
-        cells += [figure(found.score(f"{score}/{key}", c), digits_only=True) for c in candidates]
-        rows.append([escape(name), plain(count), *cells])
+    headings += [f"{score}, {runtime}" for score, runtime in columns]
+    rows = [
+        [
+            escape(name),
+            plain(count),
+            *(before_and_after(found, f"{score}/{key}", runtime) for score, runtime in columns),
+        ]
+        for name, key, count in zip(names, class_keys(names), counts, strict=True)
+    ]
     return table(headings, rows)
+
+
+def before_and_after(found: Lookup, score: str, runtime: str) -> Cell:
+    """The deployed model's score with its interval, behind that of the baseline if there is one."""
+    before, after = found.score(score, f"baseline/{runtime}"), found.score(score, runtime)
+    if before is None or before.value is None:
+        return figure(after, digits_only=True)
+    arrow = f'<span class="muted">{number(before.value)} &rarr;</span> '
+    return arrow + figure(after, digits_only=True)
 
 
 def safety_table(report: Mapping[str, Any]) -> str:
     """One row a judged loss."""
-    headings = ["item", "verdict", "note", "before", "after", "loss", "95 % interval", "margin"]
+    headings = ["item", "verdict", "before", "after", "loss", "95 % interval", "margin"]
     rows = [
         [
             escape(item["name"].removeprefix("safety/").replace("_", " ")),
-            chip(item["verdict"]),
-            f'<span class="muted">{escape(item["note"])}</span>',
+            chip(item["verdict"]) + remark(item["note"]),
             plain(item["baseline"]),
             plain(item["compressed"]),
             plain(item["difference"]),
             plain(item["interval"] and " to ".join(number(end) for end in item["interval"])),
-            plain(item["margin"]),
+            plain(item["margin"] and f"{item['margin']:g}"),
         ]
         for item in report["items"]
     ]
-    return table(headings, rows, num_words=3)
+    return table(headings, rows, num_words=2)
 
 
 def safety_remark(report: Mapping[str, Any]) -> str:
@@ -155,16 +168,15 @@ def budget_table(budgets: Sequence[Mapping[str, Any]]) -> str:
         [
             escape(str(row["name"]).replace("_", " ")),
             escape(str(row["runtime"])),
-            chip(row["verdict"]),
-            f'<span class="muted">{escape(str(row.get("note", "")))}</span>',
+            chip(row["verdict"]) + remark(str(row.get("note", ""))),
             plain(row["value"]),
-            plain(row["limit"]),
+            plain(row["limit"] and f"{row['limit']:g}"),
             escape(str(row["unit"])),
         ]
         for row in budgets
     ]
-    headings = ["budget", "runtime", "verdict", "note", "measured", "limit", "unit"]
-    return table(headings, rows, num_words=4)
+    headings = ["budget", "runtime", "verdict", "measured", "limit", "unit"]
+    return table(headings, rows, num_words=3)
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -205,8 +217,8 @@ def card_html(card: Sequence[CardCategory]) -> str:
     for category in card:
         rows = "".join(
             f"<tr><th>{escape(row.label)}</th><td>{escape(row.value)}"
-            + (f'<div class="spread">{escape(row.note)}</div>' if row.note else "")
-            + f'</td><td><span class="tag {row.provenance}">{row.provenance}</span></td></tr>'
+            f"{remark(row.note)}"
+            f'</td><td><span class="tag {row.provenance}">{row.provenance}</span></td></tr>'
             for row in category.fields
         )
         blocks.append(

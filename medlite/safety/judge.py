@@ -149,7 +149,7 @@ def what_it_needs(question: Question, interval: tuple[float, float]) -> str:
     if loss < margin:
         needed = max(needed, resolution.groups_to_pass(margin))
     side = "to pass" if loss < margin else "to fail"
-    return f"needs n >= {needed} {side}; has {resolution.num_groups} {resolution.group_kind}"
+    return f"needs n >= {needed:,} {side}; has {resolution.num_groups:,} {resolution.group_kind}"
 
 
 def worst(items: Sequence[SafetyItem]) -> Verdict:

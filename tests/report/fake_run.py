@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from medlite.metrics.evaluate import evaluate, reliability
 from medlite.report.card import build_card
@@ -48,7 +49,7 @@ def nodules(count, seed=0):
         angle = np.arctan2(rows - centre[0], columns - centre[1])
         wobble = 1 + 0.15 * np.sin(3 * angle + generator.uniform(0, 6))
         mask = np.hypot(rows - centre[0], columns - centre[1]) < radius * wobble
-        texture = generator.normal(0, 0.12, (16, 16)).repeat(4, 0).repeat(4, 1)
+        texture = gaussian_filter(generator.normal(0, 0.5, (64, 64)), 3)
         images.append(0.25 + 0.45 * mask + texture + generator.normal(0, 0.05, (64, 64)))
         masks.append(mask)
     return np.float32(images)[:, None], np.int64(masks)
@@ -60,7 +61,7 @@ def fundi(targets, seed=0):
     rows, columns = np.mgrid[:28, :28] - 13.5
     disc = (np.hypot(rows, columns) < 13)[None, None]
     shade = np.array([0.75, 0.4, 0.2])[None, :, None, None]
-    noise = generator.normal(0, 0.05, (len(targets), 3, 28, 28))
+    noise = gaussian_filter(generator.normal(0, 0.3, (len(targets), 3, 28, 28)), (0, 0, 2, 2))
     return np.float32(disc * (shade + noise + 0.03 * targets[:, None, None, None]))
 
 
@@ -68,7 +69,7 @@ def fake_predictions(spec, seed=0):
     generator = np.random.default_rng(seed)
     if spec.task == "segmentation":
         images, targets = nodules(64)
-        smooth = generator.normal(0, 2, (64, 1, 16, 16)).repeat(4, 2).repeat(4, 3)
+        smooth = gaussian_filter(generator.normal(0, 14, images.shape), (0, 0, 4, 4))
         logits = (images - 0.47) * 14 + smooth
         groups = tuple(f"patient {i // 2}" for i in range(64))
     else:
@@ -169,9 +170,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         safety[runtime] = report.to_json()
         bins[f"baseline/{runtime}"] = reliability(before, spec)
         bins[runtime] = reliability(after, spec)
-    measurements.append(
-        Measurement(name="model/num_params", value=49457.0, unit="parameters", n=1)
-    )
+    measurements.append(Measurement(name="model/num_params", value=49457.0, unit="parameters", n=1))
     measurements.append(Measurement(name="model/gmacs", value=0.061, unit="GMAC", n=1))
     chosen = choose_examples(before)
     write_examples(
