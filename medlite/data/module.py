@@ -98,10 +98,15 @@ class ImageDataModule(lightning.LightningDataModule):
         return _batch(self.data.test, n).image
 
     def _current_epoch(self) -> int:
-        """Epochs that are done; after a resume Lightning calls `set_epoch` too late for workers."""
+        """The epoch that the trainer is about to run.
+
+        Lightning 2.6 starts the first iterator, and with it the workers, before it calls
+        `set_epoch`, so after a resume the sampler has to know from the beginning.
+        """
         if self.trainer is None:
             return 0
-        return self.trainer.fit_loop.epoch_progress.total.processed
+        progress: Any = self.trainer.fit_loop.epoch_progress
+        return progress.current.processed
 
     def _loader(
         self,

@@ -53,13 +53,16 @@ def fit(module, epochs, folder, resume=None, **options):
     return recorder.seen
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("at_train_end", [True, False])
-def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path, at_train_end):
+def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path, at_train_end, num_workers):
     options = {"save_on_train_epoch_end": at_train_end}
-    whole = fit(data_module(), 4, tmp_path / "whole", **options)
-    start = fit(data_module(), 2, tmp_path / "cut", **options)
     checkpoint = tmp_path / "cut" / "last.ckpt"
-    rest = fit(data_module(), 4, tmp_path / "cut", resume=checkpoint, **options)
+    module = data_module(num_workers=num_workers)
+    whole = fit(module, 4, tmp_path / "whole", **options)
+    start = fit(data_module(num_workers=num_workers), 2, tmp_path / "cut", **options)
+    module = data_module(num_workers=num_workers)
+    rest = fit(module, 4, tmp_path / "cut", resume=checkpoint, **options)
     assert start + rest == whole
     assert len({tuple(positions) for _, positions, _ in whole}) == len(whole)
 

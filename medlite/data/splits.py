@@ -1,0 +1,127 @@
+"""Train, validation and test splits that keep each patient in one of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from medlite.data.image_data import SPLITS, ImageData
+from medlite.types import Split
+
+logger = logging.getLogger(__name__)
+
+
+def split_by_group(
+    groups: Sequence[str],
+    labels: Sequence[str],
+    *,
+    val_ratio: float = 0.1,
+    test_ratio: float = 0.2,
+    seed: int = 0,
+) -> dict[Split, list[int]]:
+    """Positions of the samples of each split, whole groups together, stratified by label.
+
+    A group counts as the rarest label among its samples. Of each label, groups go to the test
+    split and to the validation split by their ratios: at least one to test where the label has
+    two groups, and one to validation where it has three; the only group of a label goes to
+    training, with a warning, because nothing can then be said of that class.
+
+    Args:
+        groups: the group id of each sample.
+        labels: what to stratify by, for each sample.
+        val_ratio: share of the groups for validation.
+        test_ratio: share of the groups for testing.
+        seed: of the choice within each label.
+    """
+    members = defaultdict(list)
+    for position, group in enumerate(groups):
+        members[group].append(position)
+    sample_counts = Counter(labels)
+    strata = defaultdict(list)
+    for group in sorted(members):
+        own_labels = {labels[position] for position in members[group]}
+        strata[min(own_labels, key=lambda label: (sample_counts[label], label))].append(group)
+    assigned: dict[Split, list[int]] = {name: [] for name in SPLITS}
+    for label in sorted(strata):
+        order = np.random.default_rng((seed, *label.encode())).permutation(len(strata[label]))
+        names = _names_for(len(order), val_ratio, test_ratio)
+        for name, choice in zip(names, order, strict=True):
+            assigned[name] += members[strata[label][choice]]
+    _warn_of_untested(assigned, labels)
+    return {name: sorted(positions) for name, positions in assigned.items()}
+
+
+def _names_for(num_groups: int, val_ratio: float, test_ratio: float) -> list[Split]:
+    """The split of each of a label's groups, in the order of drawing."""
+    num_test = max(round(num_groups * test_ratio), int(num_groups >= 2 and test_ratio > 0))
+    num_val = max(round(num_groups * val_ratio), int(num_groups >= 3 and val_ratio > 0))
+    num_train = max(num_groups - num_test - num_val, 1)
+    counts: dict[Split, int] = {"train": num_train, "test": num_test, "val": num_val}
+    return [name for name, count in counts.items() for _ in range(count)][:num_groups]
+
+
+def _warn_of_untested(assigned: dict[Split, list[int]], labels: Sequence[str]) -> None:
+    tested = {labels[position] for position in assigned["test"]}
+    for label in sorted(set(labels) - tested):
+        logger.warning(
+            "'%s' has too few groups to be tested: its samples are used for training", label
+        )
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What two splits share, for each pair of splits such as ("train", "test")."""
+
+    num_groups: dict[tuple[Split, Split], int]
+    """groups with samples in both"""
+    num_images: dict[tuple[Split, Split], int]
+    """exactly equal images in both"""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{count} {what} in both {first} and {second}"
+            for what, counts in (
+                ("group(s)", self.num_groups),
+                ("exactly equal image(s)", self.num_images),
+            )
+            for (first, second), count in counts.items()
+            if count
+        ]
+        return "; ".join(lines)
+
+    def __bool__(self) -> bool:
+        return any((*self.num_groups.values(), *self.num_images.values()))
+
+
+def find_leaks(data: ImageData) -> Leaks:
+    """Count the groups and the exactly equal images that two splits share."""
+    groups = {name: set(data.split(name).groups) for name in SPLITS}
+    digests = {name: set(data.split(name).samples.image_digests()) for name in SPLITS}
+    return Leaks(_shared(groups), _shared(digests))
+
+
+def warn_of_leaks(data: ImageData) -> ImageData:
+    """Log what `find_leaks` finds, and hand the data on."""
+    leaks = find_leaks(data)
+    if leaks:
+        logger.warning("dataset %s: %s", data.spec.name, leaks)
+    return data
+
+
+def _shared(sets: dict[Split, set[str]]) -> dict[tuple[Split, Split], int]:
+    return {(a, b): len(sets[a] & sets[b]) for a, b in combinations(SPLITS, 2)}
+
+
+def counts_by_split(
+    groups: Mapping[Split, Sequence[str]],
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(samples, groups) of each split, as `DataSpec` wants them."""
+    return (
+        {name: len(ids) for name, ids in groups.items()},
+        {name: len(set(ids)) for name, ids in groups.items()},
+    )
