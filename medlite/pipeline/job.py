@@ -69,7 +69,7 @@ class Job:
         return {
             "medlite": __version__,
             "dataset": self.config.dataset,
-            "data": self.data.fingerprint,
+            "data": self.data.data.fingerprint,
             "model": dict(model),
             "train": asdict(self.config.train),
             "seed": self.config.seed,

@@ -73,12 +73,15 @@ def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> T
                 loggers=job.loggers(fit_name),
                 announce=partial(_announce, f"{fit_name} ({label})"),
             )
-            record = {
-                "history": {fit_name: result.history},
-                "seconds": result.seconds,
-                "plan": asdict(result.plan),
-            }
-            entry.save(result.net.state_dict(), None, record)
+            entry.save(
+                result.net.state_dict(),
+                None,
+                {
+                    "history": {fit_name: result.history},
+                    "seconds": result.seconds,
+                    "plan": asdict(result.plan),
+                },
+            )
         weights, _ = entry.load()
     net = job.build_net(model)
     net.load_state_dict(weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -9,17 +11,22 @@ from medlite.report.lookup import Lookup, interval, quantity
 from medlite.report.result import RunResult
 
 
-def print_summary(result: RunResult, console: Console) -> None:
+def console() -> Console:
+    """The console; wide enough for whole tables where it is not a terminal but a file."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def print_summary(result: RunResult, output: Console) -> None:
     """One row a candidate, then the safety gate and the verdict."""
-    console.print(candidates_table(result))
+    output.print(candidates_table(result))
     for runtime, report in result.safety.items():
-        console.print(f"safety on {runtime}: {report['verdict']}")
+        output.print(f"safety on {runtime}: {report['verdict']}")
         for item in report["items"]:
             if item["verdict"] != "PASS":
-                console.print(f"  {item['verdict']}: {item['name']}: {item.get('note', '')}")
+                output.print(f"  {item['verdict']}: {item['name']}: {item.get('note', '')}")
     for candidate, reason in result.failures.items():
-        console.print(f"not measured: {candidate}: {reason}")
-    console.print(f"[bold]{result.verdict['summary']}[/bold]")
+        output.print(f"not measured: {candidate}: {reason}")
+    output.print(f"[bold]{result.verdict['summary']}[/bold]")
 
 
 def candidates_table(result: RunResult) -> Table:

@@ -1,0 +1,128 @@
+"""Stages `export` and `bench`: each kept in the run directory under the key of what it measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import nn
+
+from medlite.bench.benchmark import BenchmarkResult
+from medlite.bench.callback import BenchmarkCallback
+from medlite.config import digest
+from medlite.export.export import export
+from medlite.pipeline.job import Job
+from medlite.tasks.supervised import SupervisedTask
+from medlite.types import Artifact, Measurement, Predictions
+
+_log = logging.getLogger(__name__)
+
+Artifacts = dict[str, dict[str, Artifact]]
+"""candidate ("" deployed, "baseline") -> format -> artifact"""
+
+
+def export_models(job: Job, nets: Mapping[str, nn.Module], key: str) -> Artifacts:
+    """Every candidate in every format that a runtime of the job loads."""
+    path = job.config.directory / "artifacts.json"
+    formats = sorted({runtime.format for runtime in job.runtimes.values()})
+    key = digest([key, formats])
+    kept = _read_kept(path, key)
+    if kept is not None:
+        return {
+            name: {form: Artifact.from_json(artifact) for form, artifact in by_format.items()}
+            for name, by_format in kept.items()
+        }
+    artifacts: Artifacts = {}
+    for name, net in nets.items():
+        _log.info("export: %s as %s", name or "the deployed model", ", ".join(formats))
+        artifacts[name] = {
+            form: export(
+                net,
+                format=form,
+                input_shape=job.spec.input_shape,
+                directory=job.config.directory / "artifacts",
+                stem=name or "model",
+            )
+            for form in formats
+        }
+    plain = {
+        name: {form: artifact.to_json() for form, artifact in by_format.items()}
+        for name, by_format in artifacts.items()
+    }
+    _write_kept(path, key, plain)
+    return artifacts
+
+
+def measure(
+    job: Job, nets: Mapping[str, nn.Module], artifacts: Artifacts, key: str
+) -> BenchmarkResult:
+    """Latency, memory, energy and the runtimes' own predictions on the test images."""
+    directory = job.config.directory / "bench"
+    settings = job.config.benchmark
+    key = digest([key, asdict(settings), asdict(job.config.hardware), job.config.runtime])
+    kept = _read_kept(directory / "bench.json", key)
+    if kept is not None:
+        with np.load(directory / "predictions.npz") as arrays:
+            predictions = {name: arrays[name] for name in arrays.files}
+        measurements = [Measurement(**_tuple_spread(row)) for row in kept.pop("measurements")]
+        return BenchmarkResult(**kept, measurements=measurements, predictions=predictions)
+    callback = BenchmarkCallback(
+        runtimes=list(job.runtimes.values()),
+        hardware=job.config.hardware,
+        settings=settings,
+        artifacts=artifacts[""],
+        baseline=artifacts.get("baseline"),
+        directory=directory,
+    )
+    task = SupervisedTask(nets[""], spec=job.spec, settings=job.config.train)
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.test(task, datamodule=job.data, verbose=False)
+    result = callback.result
+    assert result is not None
+    logits: dict[str, Any] = dict(result.predictions)
+    np.savez_compressed(directory / "predictions.npz", **logits)
+    plain = asdict(result)
+    del plain["predictions"]
+    _write_kept(directory / "bench.json", key, plain)
+    return result
+
+
+@torch.no_grad()
+def predict(job: Job, net: nn.Module) -> Predictions:
+    """What torch itself says about the test split."""
+    net.cpu()
+    batches = list(job.data.test_dataloader())
+    logits = torch.cat([net(batch.image) for batch in batches])
+    targets = torch.cat([batch.target for batch in batches])
+    return Predictions(
+        logits=logits.float().numpy(), targets=targets.numpy(), groups=job.data.groups("test")
+    )
+
+
+def _tuple_spread(row: dict) -> dict:
+    return {**row, "spread": None if row["spread"] is None else tuple(row["spread"])}
+
+
+def _read_kept(path: Path, key: str) -> dict | None:
+    """What an earlier run left under the same key."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    return content["value"] if content["key"] == key else None
+
+
+def _write_kept(path: Path, key: str, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"key": key, "value": value}))
+    partial.replace(path)

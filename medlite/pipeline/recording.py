@@ -1,0 +1,263 @@
+"""Stage `report`: judge on the runtimes' own output, write the record, show it everywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from medlite.bench.benchmark import BenchmarkResult
+from medlite.bench.budget import judge_budgets
+from medlite.bench.complexity import count_complexity
+from medlite.export.divergence import first_divergence
+from medlite.export.parity import check_parity
+from medlite.metrics.calibration import reliability_bins
+from medlite.metrics.evaluate import evaluate
+from medlite.metrics.statistics import sample_sums
+from medlite.metrics.task import primary_metric
+from medlite.pipeline.job import Job
+from medlite.pipeline.loggers import Sinks
+from medlite.pipeline.measuring import Artifacts, predict
+from medlite.pipeline.training import Trained
+from medlite.report.card import build_card, write_card_markdown
+from medlite.report.environment import describe_environment
+from medlite.report.examples import choose_examples, write_examples
+from medlite.report.page import write_report_html
+from medlite.report.result import RunResult, write_result
+from medlite.report.terminal import console, print_summary
+from medlite.report.verdict import summarise_verdict
+from medlite.report.wandb_sink import log_to_wandb
+from medlite.safety.gate import SafetyReport, compare_models
+from medlite.types import Artifact, DataSpec, Measurement, Predictions
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the earlier stages left."""
+
+    deployed: Trained
+    baseline: Trained
+    artifacts: Artifacts
+    bench: BenchmarkResult
+    seconds: Mapping[str, float]
+
+    @property
+    def nets(self) -> dict[str, torch.nn.Module]:
+        """Candidate -> net, the deployed one first."""
+        nets = {"": self.deployed.net}
+        return nets | ({"baseline": self.baseline.net} if "baseline" in self.artifacts else {})
+
+
+def record(job: Job, evidence: Evidence) -> RunResult:
+    """Judge everything and gather it into the truth of the run."""
+    torch_says = {name: predict(job, net) for name, net in evidence.nets.items()}
+    predictions = _on_runtimes(torch_says[""], evidence.bench)
+    parity = _check_parity(job, evidence, torch_says, predictions)
+    safety = _judge_safety(job, torch_says, predictions)
+    measurements = [
+        *evidence.bench.measurements,
+        *_evaluate(job, torch_says, predictions),
+        *_count(job, evidence),
+    ]
+    verdict = _verdict(job, evidence, measurements, parity, safety=safety)
+    config, histories = job.config, evidence.deployed.history.items()
+    result = RunResult(
+        name=config.name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        choices=dict(config.choices),
+        primary_metric=primary_metric(job.spec),
+        dataset=asdict(job.spec),
+        config=config.resolved,
+        environment=describe_environment(config.seed),
+        measurements=measurements,
+        stages=_stages(evidence),
+        verdict=verdict,
+        artifacts=list(_artifacts(job, evidence)),
+        parity=parity,
+        safety={runtime: report.to_json() for runtime, report in safety.items()},
+        history={name: [dict(row) for row in rows] for name, rows in histories},
+        latency_samples_ms=evidence.bench.samples_ms,
+        reliability={key: _reliability(said, job.spec) for key, said in predictions.items()},
+        engines=evidence.bench.engines,
+        operators=evidence.bench.operators,
+        stability=evidence.bench.stability,
+        failures=evidence.bench.failures,
+        notes=dict(evidence.deployed.notes),
+        examples=_write_examples(job, predictions),
+        num_skipped=job.spec.num_skipped,
+    )
+    result.card = build_card(result)
+    return result
+
+
+def publish(job: Job, result: RunResult, sinks: Sinks) -> None:
+    """Write result.json, the card and the page; send them to W&B; print the verdict."""
+    directory = job.config.directory
+    path = write_result(result, directory)
+    write_card_markdown(result, directory / "card.md")
+    write_report_html(result, directory / "examples.npz", directory / "report.html")
+    if sinks.wandb_run is not None:
+        log_to_wandb(sinks.wandb_run, result, directory)
+    print_summary(result, console())
+    _log.info("record: %s", path)
+    _log.info("report: %s", directory / "report.html")
+
+
+def _on_runtimes(reference: Predictions, bench: BenchmarkResult) -> dict[str, Predictions]:
+    """Candidate's key -> what its runtime said about the same samples."""
+    return {
+        key: Predictions(logits=logits, targets=reference.targets, groups=reference.groups)
+        for key, logits in bench.predictions.items()
+    }
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    name, _, runtime = key.rpartition("/")
+    return name, runtime
+
+
+def _check_parity(
+    job: Job,
+    evidence: Evidence,
+    torch_says: Mapping[str, Predictions],
+    predictions: Mapping[str, Predictions],
+) -> list[dict[str, Any]]:
+    rows = []
+    for key, said in predictions.items():
+        name, runtime = _split_key(key)
+        artifact = evidence.artifacts[name][job.runtimes[runtime].format]
+        parity = check_parity(
+            torch_says[name].logits,
+            said.logits,
+            labels=job.spec.labels,
+            precision=artifact.precision,
+        )
+        rows.append({"candidate": key, **asdict(parity), "passed": parity.passed})
+        if not parity.passed:
+            rows[-1]["first_divergence"] = _find_divergence(job, evidence, name, artifact)
+            _log.warning("parity of %s is broken: %s", key, "; ".join(parity.reasons))
+    return rows
+
+
+def _find_divergence(job: Job, evidence: Evidence, name: str, artifact: Artifact) -> str:
+    if artifact.format == "torch":
+        return "torch programs do not show their inner tensors"
+    images = job.data.test_images(4).numpy()
+    return str(first_divergence(evidence.nets[name], artifact, images))
+
+
+def _judge_safety(
+    job: Job, torch_says: Mapping[str, Predictions], predictions: Mapping[str, Predictions]
+) -> dict[str, SafetyReport]:
+    """The deployed model on each runtime against the uncompressed one in torch."""
+    if "baseline" not in torch_says:
+        return {}
+    return {
+        key: compare_models(
+            torch_says["baseline"], said, job.spec, job.config.safety, seed=job.config.seed
+        )
+        for key, said in predictions.items()
+        if "/" not in key
+    }
+
+
+def _evaluate(
+    job: Job, torch_says: Mapping[str, Predictions], predictions: Mapping[str, Predictions]
+) -> Iterator[Measurement]:
+    """`test/...` is torch's own output, `test/<runtime>/...` the runtime's."""
+    for name, said in torch_says.items():
+        prefix = f"{name}/test" if name else "test"
+        yield from evaluate(said, job.spec, prefix=prefix)
+    for key, said in predictions.items():
+        name, runtime = _split_key(key)
+        prefix = f"{name}/test/{runtime}" if name else f"test/{runtime}"
+        yield from evaluate(said, job.spec, prefix=prefix)
+
+
+def _count(job: Job, evidence: Evidence) -> Iterator[Measurement]:
+
+    for name, net in evidence.nets.items():
+        for measurement in count_complexity(net, job.spec.input_shape):
+            prefixed = f"{name}/{measurement.name}" if name else measurement.name
+            yield replace(measurement, name=prefixed)
+
+
+def _verdict(
+    job: Job,
+    evidence: Evidence,
+    measurements: list[Measurement],
+    parity: list[dict[str, Any]],
+    *,
+    safety: Mapping[str, SafetyReport],
+) -> dict[str, Any]:
+    budgets = judge_budgets(measurements, list(job.runtimes), job.config.hardware)
+    verdicts = {report.verdict for report in safety.values()}
+    order = ("FAIL", "INCONCLUSIVE", "PASS")
+    overall = next((each for each in order if each in verdicts), "not compared")
+    plain: dict[str, Any] = {
+        "budgets": [asdict(budget) for budget in budgets],
+        "safety": overall,
+        "parity": "PASS" if all(row["passed"] for row in parity) else "FAIL",
+        "quantization": _judge_quantization(evidence),
+    }
+    return {**plain, "summary": summarise_verdict(**plain)}
+
+
+def _judge_quantization(evidence: Evidence) -> str:
+    """Whether a graph of 8-bit integers is computed in 8 bits by every runtime."""
+    if all(a.precision != "int8" for a in evidence.artifacts[""].values()):
+        return ""
+    counts = {
+        key: sum(n for op, n in operators.items() if op.startswith("int8:"))
+        for key, operators in evidence.bench.operators.items()
+        if "/" not in key
+    }
+    fake = [runtime for runtime, count in counts.items() if count == 0]
+    if fake:
+        return f"not really INT8 on {', '.join(fake)}: no operator computes in 8 bits"
+    shown = ", ".join(f"{count} on {runtime}" for runtime, count in counts.items())
+    return f"operators in 8 bits: {shown}"
+
+
+def _stages(evidence: Evidence) -> list[dict[str, Any]]:
+    made = {"train": evidence.baseline.key, "compress": evidence.deployed.key}
+    return [
+        {"name": stage, "seconds": seconds, "key": made.get(stage)}
+        for stage, seconds in evidence.seconds.items()
+    ]
+
+
+def _artifacts(job: Job, evidence: Evidence) -> Iterator[dict[str, Any]]:
+    root = job.config.directory
+    for name, by_format in evidence.artifacts.items():
+        for artifact in by_format.values():
+            plain = artifact.to_json()
+            plain["path"] = str(artifact.path.relative_to(root))
+            plain["files"] = [str(file.relative_to(root)) for file in artifact.files]
+            yield {"candidate": name, **plain}
+
+
+def _write_examples(job: Job, predictions: Mapping[str, Predictions]) -> str:
+    """A few test images with what each candidate said about them."""
+    name = "examples.npz"
+    any_of_them = next(iter(predictions.values()))
+    positions = choose_examples(any_of_them)
+    samples = job.data.data.test.samples
+    write_examples(
+        job.config.directory / name,
+        images=np.stack([samples[position][0] for position in positions]),
+        targets=any_of_them.targets[positions],
+        logits={key: said.logits[positions] for key, said in predictions.items()},
+    )
+    return name
+
+
+def _reliability(said: Predictions, spec: DataSpec) -> list[dict[str, float | int | None]]:
+    return reliability_bins(sample_sums(said, spec)["bins"].sum(0))

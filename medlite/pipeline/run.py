@@ -1,0 +1,122 @@
+"""One job from configuration to verdict."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medlite import __version__
+from medlite.config import JobConfig, build, digest
+from medlite.data.image_data import ImageData
+from medlite.data.module import ImageDataModule
+from medlite.pipeline.job import Job, check_task
+from medlite.pipeline.loggers import Sinks, open_sinks
+from medlite.pipeline.measuring import export_models, measure
+from medlite.pipeline.plan import as_table, plan_job
+from medlite.pipeline.recording import Evidence, publish, record
+from medlite.pipeline.training import compress, train_baseline
+from medlite.report.terminal import console
+from medlite.store import exclusive
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: JobConfig) -> Path:
+    """Train, compress, export, benchmark, judge, report and log; returns the run directory.
+
+    Every stage leaves its output under a key of what made it and is skipped while that output is
+    there, so the same command goes on where an earlier one stopped.
+
+    Raises:
+        MedliteError: anything that the user can mend.
+    """
+    _quieten_libraries()
+    with exclusive(config.directory):
+        images: ImageData = build(config.dataset)
+        check_task(config, images.spec)
+        key = digest([__version__, config.key, images.fingerprint])
+        if _is_done(config.directory, key):
+            _log.info("%s is done: delete it to run again", config.directory)
+            return config.directory
+        _write_splits(config.directory, images)
+        with open_sinks(config) as sinks:
+            data = ImageDataModule(
+                images,
+                batch_size=config.train.batch_size,
+                num_workers=config.train.num_workers,
+                augment=config.train.augment,
+                seed=config.seed,
+            )
+            is_whole = _run_stages(Job(config=config, data=data, loggers=sinks.loggers), sinks)
+        if is_whole:
+            (config.directory / "done").write_text(key)
+    return config.directory
+
+
+def _run_stages(job: Job, sinks: Sinks) -> bool:
+    """Run the stages that were asked for; True when the last of them was the report."""
+    console().print(as_table(job, plan_job(job)))
+    stages, seconds = job.config.stages, dict[str, float]()
+    with _timed(seconds, "train"):
+        baseline = train_baseline(job)
+    if "compress" not in stages:
+        return False
+    with _timed(seconds, "compress"):
+        deployed = compress(job, baseline)
+    if "export" not in stages:
+        return False
+    nets = {"": deployed.net}
+    if job.steps:
+        nets["baseline"] = baseline.net
+    with _timed(seconds, "export"):
+        artifacts = export_models(job, nets, deployed.key)
+    if "bench" not in stages:
+        return False
+    with _timed(seconds, "bench"):
+        bench = measure(job, nets, artifacts, deployed.key)
+    if "report" not in stages:
+        return False
+    evidence = Evidence(
+        deployed=deployed,
+        baseline=baseline,
+        artifacts=artifacts,
+        bench=bench,
+        seconds=seconds,
+    )
+    publish(job, record(job, evidence), sinks)
+    return True
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+def _is_done(directory: Path, key: str) -> bool:
+    path = directory / "done"
+    return path.exists() and path.read_text() == key
+
+
+def _write_splits(directory: Path, images: ImageData) -> None:
+    """Which patients are in which split; stays on this machine."""
+    path = directory / "splits.json"
+    path.write_text(json.dumps(images.split_assignment(), indent=1))
+    if images.skipped:
+        lines = "\n".join(str(bad) for bad in images.skipped)
+        (directory / "skipped.txt").write_text(lines + "\n")
+        _log.warning("%d bad files were skipped: see %s", len(images.skipped), directory)
+
+
+def _quieten_libraries() -> None:
+    for name in ("lightning.pytorch", "torch", "onnx_ir", "onnxscript", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", module="lightning")
