@@ -26,10 +26,8 @@ def task_fields(result: RunResult) -> Iterable[CardField]:
     yield declared("Dataset", data["name"], data["origin"])
     yield declared("Provenance of the data", data["provenance"])
     yield declared("Modality", data["modality"])
-    yield declared(
-        "Input resolution",
-        f"{shape(data['image_size'])}, {data['in_channels']} channel{'s' * (data['in_channels'] > 1)}",
-    )
+    yield declared("Input resolution", f"{shape(data['image_size'])} pixels")
+    yield declared("Input channels", data["in_channels"])
     yield declared("Preprocessing", data["preprocessing"])
     yield observed("Dataset scale", splits, f"no {data['group_kind']} is in two splits")
     yield observed("Class imbalance", shares, f"training {kind}")

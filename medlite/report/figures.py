@@ -10,7 +10,7 @@ import numpy as np
 from medlite.report.lookup import number, split_candidate
 from medlite.report.svg import Chart
 
-DEPLOYED, BASELINE, THIRD = "#1b63b0", "#98a2b0", "#c2571a"
+DEPLOYED, BASELINE = "#1b63b0", "#98a2b0"
 MAX_DOTS = 250
 
 Curve = Sequence[tuple[float, float]]
@@ -27,7 +27,7 @@ def curve(rows: Iterable[Mapping[str, float | None]], name: str) -> Curve:
 
 
 def lines_chart(title: str, curves: Mapping[str, Curve]) -> str:
-    """Lines over epochs; "" where there is no point to draw."""
+    """Lines "training" and "validation" over epochs; "" where there is no point to draw."""
     points = [point for line in curves.values() for point in line]
     if not points:
         return ""
@@ -39,8 +39,8 @@ def lines_chart(title: str, curves: Mapping[str, Curve]) -> str:
         y_range=(min(values) - margin, max(values) + margin),
         height=220,
     )
-    chart.axes(x_label="epoch", y_label=title)
-    colours = dict(zip(curves, (BASELINE, DEPLOYED, THIRD), strict=False))
+    chart.axes(x_label="epoch", y_label=title, has_whole_x=True)
+    colours = {"training": BASELINE, "validation": DEPLOYED}
     for name, line in curves.items():
         chart.line(line, colours[name])
         if len(line) == 1:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from medlite.report import figures, tables
 from medlite.report.examples import Examples, read_examples
+from medlite.report.frame import page
 from medlite.report.gallery import gallery
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult, write_atomically
-
-STYLE_PATH = Path(__file__).with_name("page.css")
+from medlite.report.verdict import worst_budget
 
 
 def write_report_html(result: RunResult, examples: Path | None, path: Path) -> None:
@@ -37,7 +37,7 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
         ("Budgets", budget_section(result)),
         ("Deployment card", tables.card_html(result.card)),
         ("Training", training_section(result)),
-        ("Parity with torch", tables.records_table(result.parity) if result.parity else ""),
+        ("Parity with torch", tables.parity_table(result.parity) if result.parity else ""),
         ("Lineage", lineage_section(result)),
         ("Environment", tables.pairs_table(result.environment)),
     ]
@@ -49,16 +49,6 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
     write_atomically(path, page(result.name, f"{header(result)}<main>{body}</main>"))
 
 
-def page(title: str, body: str) -> str:
-    """The frame of a self-contained page."""
-    style = STYLE_PATH.read_text(encoding="utf-8")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>{body}</body></html>\n"
-    )
-
-
 def header(result: RunResult) -> str:
     """Name, what was run, and the verdict."""
     choices = " &middot; ".join(
@@ -66,15 +56,14 @@ def header(result: RunResult) -> str:
     )
     written = escape(result.created_at[:16].replace("T", " "))
     verdict = result.verdict
-    budgets = {row["verdict"] for row in verdict["budgets"]}
-    fits = "FAIL" if "FAIL" in budgets else "PASS" if budgets == {"PASS"} else "open"
     chips = {
-        "budgets": fits if budgets else "none set",
+        "budgets": worst_budget(verdict["budgets"]),
         "safety": verdict["safety"],
         "parity": verdict["parity"],
     }
     values = set(chips.values())
-    mood = "bad" if "FAIL" in values else "good" if "INCONCLUSIVE" not in values else "unsure"
+    is_unsure = values & {"INCONCLUSIVE", "unknown"}
+    mood = "bad" if values & {"FAIL", "missed"} else "unsure" if is_unsure else "good"
     marks = "".join(
         f'<span class="mark">{escape(name)} {tables.chip(value)}</span>'
         for name, value in chips.items()
@@ -158,18 +147,7 @@ def training_section(result: RunResult) -> str:
 
 def lineage_section(result: RunResult) -> str:
     """What was done, and what came out."""
-    artifacts = [
-        {
-            "model": artifact.get("candidate") or "deployed",
-            "file": artifact["path"],
-            "format": artifact["format"],
-            "precision": artifact["precision"],
-            "KiB": artifact["num_bytes"] / 1024,
-            "sha256": f"{artifact['sha256'][:16]}...",
-        }
-        for artifact in result.artifacts
-    ]
-    parts = [tables.records_table(result.stages)]
-    if artifacts:
-        parts.append(f"<h3>Exported models</h3>{tables.records_table(artifacts)}")
-    return "".join(parts)
+    stages = tables.stages_table(result.stages)
+    if not result.artifacts:
+        return stages
+    return f"{stages}<h3>Exported models</h3>{tables.artifacts_table(result.artifacts)}"

@@ -53,10 +53,19 @@ class Chart:
         room = self.height - self.top - self.bottom
         return self.height - self.bottom - (value - low) / (high - low) * room
 
-    def axes(self, *, x_label: str, y_label: str = "", has_y_ticks: bool = True) -> None:
-        """Grid, ticks and labels."""
+    def axes(
+        self,
+        *,
+        x_label: str,
+        y_label: str = "",
+        has_y_ticks: bool = True,
+        has_whole_x: bool = False,
+    ) -> None:
+        """Grid, ticks and labels; `has_whole_x` leaves out ticks between whole numbers."""
         floor = self.height - self.bottom
         for tick in nice_ticks(*self.x_range):
+            if has_whole_x and tick != int(tick):
+                continue
             self.text(self.x(tick), floor + 15, f"{tick:g}", anchor="middle", colour=MUTED)
             if not has_y_ticks:
                 self.rule(self.x(tick), self.top, self.x(tick), floor, GRID)

@@ -30,7 +30,8 @@ def plain(value: Any) -> Cell:
 
 def chip(verdict: str) -> Cell:
     """A coloured verdict."""
-    colour = {"PASS": "pass", "FAIL": "fail"}.get(verdict, "open")
+    good, bad = ("PASS", "fits"), ("FAIL", "missed")
+    colour = "pass" if verdict in good else "fail" if verdict in bad else "open"
     return f'<span class="chip {colour}">{escape(verdict)}</span>'
 
 
@@ -166,12 +167,12 @@ def budget_table(budgets: Sequence[Mapping[str, Any]]) -> str:
     """One row a budget and runtime."""
     rows = [
         [
-            escape(str(row["name"]).replace("_", " ")),
-            escape(str(row["runtime"])),
-            chip(row["verdict"]) + remark(str(row.get("note", ""))),
+            escape(row["name"].removeprefix("max_").replace("_", " ")),
+            escape(row["runtime"]),
+            chip(row["verdict"]) + remark(row["margin"]),
             plain(row["value"]),
             plain(row["limit"] and f"{row['limit']:g}"),
-            escape(str(row["unit"])),
+            escape(row["unit"]),
         ]
         for row in budgets
     ]
@@ -179,23 +180,49 @@ def budget_table(budgets: Sequence[Mapping[str, Any]]) -> str:
     return table(headings, rows, num_words=3)
 
 
-def records_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of plain values under the union of their keys; verdicts become chips."""
-    keys = list(dict.fromkeys(key for record in records for key in record))
-    is_word = [any(isinstance(r.get(k), str) for r in records) for k in keys]
-    ordered = [k for k, w in zip(keys, is_word, strict=True) if w]
-    ordered += [k for k, w in zip(keys, is_word, strict=True) if not w]
-    rows = [[record_cell(record.get(key)) for key in ordered] for record in records]
-    return table([key.replace("_", " ") for key in ordered], rows, num_words=sum(is_word))
+def parity_table(parity: Sequence[Mapping[str, Any]]) -> str:
+    """How far each exported model is from the torch model that it was made of."""
+    headings = ["candidate", "verdict", "images", "largest difference", "relative", "cosine"]
+    headings += ["changed decisions", "Dice between masks"]
+    rows = []
+    for row in parity:
+        why = [*row.get("reasons", ()), row.get("first_divergence", "")]
+        rows.append(
+            [
+                label_of(row["candidate"]),
+                chip("PASS" if row["passed"] else "FAIL") + remark("; ".join(filter(None, why))),
+                plain(row["num_images"]),
+                plain(row["max_abs_difference"]),
+                plain(row["max_relative_difference"]),
+                f"{row['cosine']:.6f}",
+                f"{row['num_flips']:,} of {row['num_decisions']:,}",
+                "-" if row["dice"] is None else f"{row['dice']:.4f}",
+            ]
+        )
+    return table(headings, rows, num_words=2)
 
 
-def record_cell(value: Any) -> Cell:
-    """A verdict as a chip, a list joined, anything else plain."""
-    if value in ("PASS", "FAIL", "INCONCLUSIVE"):
-        return chip(value)
-    if isinstance(value, list):
-        return plain(", ".join(str(item) for item in value))
-    return plain(value)
+def stages_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """What was done, the key under which it is kept, and how long it took."""
+    rows = [[escape(s["name"]), plain(s.get("key")), plain(s["seconds"])] for s in stages]
+    return table(["stage", "key", "seconds"], rows, num_words=2)
+
+
+def artifacts_table(artifacts: Sequence[Mapping[str, Any]]) -> str:
+    """The exported models."""
+    headings = ["model", "file", "format", "precision", "sha256", "KiB"]
+    rows = [
+        [
+            escape(artifact["candidate"] or "deployed"),
+            escape(artifact["path"]),
+            escape(artifact["format"]),
+            escape(artifact["precision"]),
+            f"<code>{artifact['sha256'][:16]}</code>",
+            plain(artifact["num_bytes"] / 1024),
+        ]
+        for artifact in artifacts
+    ]
+    return table(headings, rows, num_words=5)
 
 
 def pairs_table(pairs: Mapping[str, Any]) -> str:

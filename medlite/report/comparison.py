@@ -1,0 +1,132 @@
+"""Runs as rows of one table, and which of them are Pareto-optimal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from medlite.errors import MedliteError, did_you_mean
+from medlite.report.lookup import Lookup
+from medlite.report.result import RunResult
+from medlite.report.verdict import worst_budget
+from medlite.types import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One run on one runtime; None where a number was not measured."""
+
+    run: str
+    dataset: str
+    model: str
+    compression: str
+    runtime: str
+    hardware: str
+    machine: str
+    metric_name: str
+    metric: float | None
+    params: float | None
+    gmacs: float | None
+    p50_ms: float | None
+    p90_ms: float | None
+    speedup: float | None
+    size_kib: float | None
+    peak_mib: float | None
+    int8_operators: float | None
+    safety: str
+    budgets: str
+    is_pareto: bool = False
+
+
+BETTER_HIGH = {"metric", "speedup", "int8_operators"}
+COLUMNS = tuple(each.name for each in fields(ComparisonRow))
+
+
+def rows_of(result: RunResult) -> list[ComparisonRow]:
+    """One row for each runtime of a run."""
+    found = Lookup(result.measurements)
+    return [row_of(result, found, runtime) for runtime in found.runtimes()]
+
+
+def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
+    """What a run says of one runtime."""
+    choices = result.choices
+    budgets = [row for row in result.verdict["budgets"] if row["runtime"] == runtime]
+    gate = result.safety.get(runtime)
+    return ComparisonRow(
+        run=result.name,
+        dataset=choices.get("dataset", result.dataset["name"]),
+        model=choices.get("model", ""),
+        compression=choices.get("compression", "none"),
+        runtime=runtime,
+        hardware=choices.get("hardware", "host"),
+        machine=str(result.environment.get("cpu")),
+        metric_name=result.primary_metric,
+        metric=measured(found.score(result.primary_metric, runtime)),
+        params=measured(found.get("complexity/params")),
+        gmacs=measured(found.get("complexity/gmacs")),
+        p50_ms=measured(found.of("latency", runtime, "p50_ms")),
+        p90_ms=measured(found.of("latency", runtime, "p90_ms")),
+        speedup=measured(found.get(f"speedup/{runtime}/ratio")),
+        size_kib=measured(found.of("size", runtime, "disk_kib")),
+        peak_mib=measured(found.of("memory", runtime, "peak_mib")),
+        int8_operators=measured(found.get(f"operators/{runtime}/int8_count")),
+        safety=gate["verdict"] if gate else "not compared",
+        budgets=worst_budget(budgets),
+    )
+
+
+def measured(measurement: Measurement | None) -> float | None:
+    """Only what was measured stands in a ranking, never an estimate."""
+    is_measured = measurement is not None and measurement.source == "measured"
+    return measurement.value if is_measured and measurement is not None else None
+
+
+def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Mark the rows that no other row of the same dataset, hardware and machine beats.
+
+    A row beats another if it is at least as good in metric, median latency and size and better in
+    one. A row that lacks one of the three neither beats nor is marked.
+    """
+    return [replace(row, is_pareto=is_optimal(row, rows)) for row in rows]
+
+
+def is_optimal(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> bool:
+    """Whether no other row is better in one respect and no worse in the others."""
+    own = goals(row)
+    if own is None:
+        return False
+    for other in rows:
+        theirs = goals(other)
+        if setting(other) != setting(row) or theirs is None or theirs == own:
+            continue
+        if all(a <= b for a, b in zip(theirs, own, strict=True)):
+            return False
+    return True
+
+
+def setting(row: ComparisonRow) -> tuple[str, ...]:
+    """What two rows must share to be ranked together."""
+    return row.dataset, row.metric_name, row.hardware, row.machine
+
+
+def goals(row: ComparisonRow) -> tuple[float, float, float] | None:
+    """What to minimise; None where one of them was not measured."""
+    if row.metric is None or row.p50_ms is None or row.size_kib is None:
+        return None
+    return -row.metric, row.p50_ms, row.size_kib
+
+
+def sort_rows(rows: Sequence[ComparisonRow], key: str) -> list[ComparisonRow]:
+    """The best first; rows without the number last.
+
+    Raises:
+        MedliteError: no such column.
+    """
+    if key not in COLUMNS:
+        message = f"--sort {key}: no such column, {did_you_mean(key, COLUMNS)}"
+        raise MedliteError(message)
+    known = [row for row in rows if getattr(row, key) is not None]
+    unknown = [row for row in rows if getattr(row, key) is None]
+    known.sort(key=lambda row: getattr(row, key), reverse=key in BETTER_HIGH or key == "is_pareto")
+    return [*known, *unknown]
