@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
@@ -19,7 +20,6 @@ from medlite.report.frame import page
 from medlite.report.lookup import number
 from medlite.report.result import FILE_NAME, read_result, write_atomically
 from medlite.report.tables import chip, table
-from medlite.report.terminal import console
 
 SHOWN = {
     "dataset": "dataset",
@@ -42,7 +42,10 @@ SHOWN = {
 }
 """columns for people and their headings; the csv has all"""
 
-NUM_WORDS = 5
+WORDS = ("dataset", "model", "compression", "runtime", "hardware")
+FILE_WIDTH = 200
+"""columns of a console that is not a terminal"""
+VERDICTS = ("safety", "budgets")
 PARETO = "Pareto: no run here is at least as good in metric, p50 and size and better in one of them"
 
 
@@ -118,25 +121,36 @@ def as_html(rows: Sequence[ComparisonRow], broken: Sequence[str]) -> str:
     return page(
         "medlite compare",
         f'<header><p class="kind">medlite compare</p><h1>{len(rows)} results</h1></header>'
-        f'<main class="full">{table(list(SHOWN.values()), body, num_words=NUM_WORDS)}'
+        f'<main class="full">{table(list(SHOWN.values()), body, num_words=len(WORDS))}'
         f'<p class="muted">{PARETO}.</p><ul>{unread}</ul></main>',
     )
 
 
 def print_table(rows: Sequence[ComparisonRow], broken: Sequence[str]) -> None:
-    """For the console; a file gets the whole width of the table."""
+    """For the console; what all rows share stands once, above the table."""
+    from rich.console import Console
     from rich.table import Table
 
-    output = console()
-    grid = Table(title=f"{len(rows)} results", title_justify="left")
-    for position, heading in enumerate(SHOWN.values()):
-        grid.add_column(heading, justify="right" if position >= NUM_WORDS else "left")
+    output = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
+    shared = shared_words(rows)
+    together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
+    grid = Table(title=f"{len(rows)} results: {together}".rstrip(": "), title_justify="left")
+    columns = [column for column in SHOWN if column not in shared]
+    for column in columns:
+        is_word = column in WORDS
+        grid.add_column(SHOWN[column], justify="left" if is_word else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*(cell(row, column) for column in SHOWN))
+        grid.add_row(*(cell(row, column) for column in columns))
     output.print(grid)
     output.print(PARETO)
     for text in broken:
         output.print(f"not read: {text}", markup=False)
+
+
+def shared_words(rows: Sequence[ComparisonRow]) -> dict[str, str]:
+    """The words that are the same in all rows, where there are several."""
+    values = {column: {getattr(row, column) for row in rows} for column in WORDS}
+    return {k: min(v) for k, v in values.items() if len(v) == 1 and len(rows) > 1}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,150 @@
+import csv
+import subprocess
+import sys
+
+import pytest
+from fake_run import make_run
+
+from medlite.errors import MedliteError, RecordError
+from medlite.report.compare import compare, main
+from medlite.report.comparison import ComparisonRow, mark_pareto, sort_rows
+from medlite.report.result import write_result
+from medlite.types import Measurement
+
+
+def make_row(**changes):
+    values = {
+        "run": "r", "dataset": "d", "model": "m", "compression": "none", "runtime": "openvino",
+        "hardware": "host", "machine": "cpu", "metric_name": "dice", "metric": 0.9, "params": 1e5,
+        "gmacs": 0.1, "p50_ms": 5.0, "p90_ms": 6.0, "speedup": None, "size_kib": 100.0,
+        "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "budgets": "fits",
+    }  # fmt: skip
+    return ComparisonRow(**{**values, **changes})
+
+
+def pareto(*rows):
+    return [row.is_pareto for row in mark_pareto(rows)]
+
+
+def test_a_row_is_pareto_optimal_unless_another_is_no_worse_and_somewhere_better():
+    best = make_row(metric=0.95)
+    small = make_row(metric=0.8, size_kib=50.0)
+    fast = make_row(metric=0.8, p50_ms=2.0)
+    beaten = make_row(metric=0.8)
+    assert pareto(best, small, fast, beaten) == [True, True, True, False]
+
+
+def test_equal_rows_are_both_optimal():
+    assert pareto(make_row(), make_row(run="another")) == [True, True]
+
+
+def test_a_row_without_a_measured_number_neither_beats_nor_is_marked():
+    assert pareto(make_row(), make_row(p50_ms=None, metric=0.99)) == [True, False]
+
+
+def test_rows_of_different_data_hardware_or_machines_are_not_ranked_together():
+    worse = {"metric": 0.1, "p50_ms": 50.0, "size_kib": 900.0}
+    others = [make_row(**worse, **{key: "x"}) for key in ("dataset", "hardware", "machine")]
+    assert pareto(make_row(), *others) == [True] * 4
+
+
+def test_rows_are_sorted_best_first_and_unknown_last():
+    rows = [make_row(p50_ms=3.0), make_row(p50_ms=None), make_row(p50_ms=1.0)]
+    assert [row.p50_ms for row in sort_rows(rows, "p50_ms")] == [1.0, 3.0, None]
+    rows = [make_row(metric=0.3), make_row(metric=0.7)]
+    assert [row.metric for row in sort_rows(rows, "metric")] == [0.7, 0.3]
+
+
+def test_an_unknown_column_is_answered_with_the_closest():
+    with pytest.raises(MedliteError, match=r"--sort p50: no such column, did you mean 'p50_ms'"):
+        sort_rows([], "p50")
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    for name, runtimes in {"one": ("onnxruntime", "openvino"), "two": ("openvino",)}.items():
+        directory = tmp_path / "outputs" / "runs" / name
+        directory.mkdir(parents=True)
+        result = make_run(directory, runtimes=runtimes)
+        result.name = name
+        write_result(result, directory)
+    return tmp_path / "outputs"
+
+
+def test_there_is_a_row_for_each_run_and_runtime(outputs):
+    rows, broken = compare([outputs])
+    assert [(row.run, row.runtime) for row in rows] == [
+        ("one", "onnxruntime"),
+        ("one", "openvino"),
+        ("two", "openvino"),
+    ]
+    assert broken == []
+    first = rows[0]
+    assert (first.dataset, first.compression, first.metric_name) == ("lidc_nodules", "qat", "dice")
+    assert first.params == 49457
+    assert first.int8_operators == 31
+    assert first.speedup > 1
+    assert (first.safety, first.budgets) == ("PASS", "fits")
+    assert rows[1].budgets == "missed"
+
+
+def test_a_broken_result_is_listed_and_does_not_stop_the_others(outputs, capsys):
+    broken = outputs / "runs" / "three" / "result.json"
+    broken.parent.mkdir()
+    broken.write_text('{"schema_ver')
+    assert main([str(outputs)]) == 1
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "3 results" in printed
+    assert "not read: " in printed
+    assert "is not whole JSON" in printed
+    assert "is not whole JSON" in (outputs / "compare.html").read_text()
+
+
+def test_the_table_is_printed_and_written_as_csv_and_html(outputs, capsys):
+    assert main([str(outputs), "--sort", "size_kib"]) == 0
+    assert "ultralight_vm_unet" in capsys.readouterr().out
+    with (outputs / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert float(rows[0]["metric"]) > 0.5
+    assert rows[0]["safety"] == "PASS"
+    html = (outputs / "compare.html").read_text()
+    assert html.count("<tr>") == 4
+    assert "http" not in html
+
+
+def test_csv_and_html_go_where_they_are_told(outputs, tmp_path):
+    targets = [tmp_path / "a.csv", tmp_path / "b.html"]
+    options = ["--csv", str(targets[0]), "--html", str(targets[1])]
+    assert main([str(outputs / "runs" / "two" / "result.json"), *options]) == 0
+    assert all(path.exists() for path in targets)
+
+
+def test_a_declared_number_is_not_compared(outputs):
+    directory = outputs / "runs" / "two"
+    result = make_run(directory, runtimes=("openvino",))
+    for position, row in enumerate(result.measurements):
+        if row.name == "size/openvino/disk_kib":
+            result.measurements[position] = Measurement(
+                name=row.name, value=1.0, unit="KiB", source="estimated", note="guess"
+            )
+    write_result(result, directory)
+    rows, _ = compare([directory])
+    assert rows[0].size_kib is None
+    assert not rows[0].is_pareto
+
+
+def test_nothing_to_compare_says_where_it_looked(tmp_path):
+    with pytest.raises(RecordError, match=rf"no result\.json below {tmp_path}"):
+        compare([tmp_path])
+    with pytest.raises(RecordError, match="absent: no such file or directory"):
+        compare([tmp_path / "absent"])
+
+
+def test_compare_starts_without_heavy_packages():
+    code = (
+        "import sys, medlite.report.compare; "
+        "heavy = {'torch', 'numpy', 'pandas', 'wandb', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

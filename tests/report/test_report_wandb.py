@@ -1,0 +1,66 @@
+import copy
+import json
+
+import pytest
+
+from medlite.report.examples import read_examples
+from medlite.report.redact import redact_paths
+from medlite.report.wandb_sink import example_images, log_to_wandb, summary_of
+
+wandb = pytest.importorskip("wandb")
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_run_is_logged_offline_with_nothing_that_names_a_patient(finished, offline, task):
+    result, directory = finished[task]
+    run = wandb.init(
+        project="medlite", dir=offline, config=redact_paths(result.config), mode="offline"
+    )
+    log_to_wandb(run, result, directory)
+    summary = dict(run.summary)
+    run.finish()
+    assert summary["latency/onnxruntime/p50_ms"] == pytest.approx(3.0, abs=0.2)
+    assert summary["verdict/safety"] == result.verdict["safety"]
+    logged = [path for path in offline.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in logged)
+    assert any(path.suffix == ".png" for path in logged)
+    for path in logged:
+        content = path.read_bytes()
+        assert b"jane_doe" not in content, path
+        assert b"patient 3" not in content, path
+
+
+def test_the_summary_holds_every_value_that_there_is(run):
+    result, _ = run
+    summary = summary_of(result)
+    measured = {m.name: m.value for m in result.measurements if m.value is not None}
+    assert measured.items() <= summary.items()
+    assert "energy/onnxruntime/net_mj_per_image" not in summary
+    json.dumps(summary, allow_nan=False)
+
+
+def test_classified_examples_say_what_is_true_and_what_was_said(finished):
+    result, directory = finished["classification"]
+    images = example_images(read_examples(directory / "examples.npz"), result.dataset)
+    assert len(images) == 6
+    assert images[0]._caption.startswith("true: ")
+    assert "deployed: " in images[0]._caption
+
+
+def test_logging_leaves_the_result_as_it_was(run, offline):
+    result, directory = run
+    before = copy.deepcopy(result)
+    active = wandb.init(project="medlite", dir=offline, mode="offline")
+    log_to_wandb(active, result, directory)
+    active.finish()
+    assert result == before
