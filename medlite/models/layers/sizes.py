@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from medlite.errors import ShapeError
@@ -16,13 +18,33 @@ def require_divisible_sides(images: Tensor, *, model: str, divisor: int, spatial
     require_spatial_dims(images, model=model, spatial_dims=spatial_dims)
     sides = images.shape[2:]
     if any(side % divisor for side in sides):
-        given = "x".join(str(side) for side in sides)
         mend = -(-max(sides) // divisor) * divisor
         message = (
-            f"model={model} needs sides divisible by {divisor}, got {given}; "
+            f"model={model} needs sides divisible by {divisor}, got {by(sides)}; "
             f"set dataset.image_size={mend}"
         )
         raise ShapeError(message)
+
+
+def require_size(images: Tensor, *, model: str, size: Sequence[int]) -> None:
+    """Check that `images` (B, C, H, W) have the one size that `model` was built for.
+
+    Raises:
+        ShapeError: another size.
+    """
+    if tuple(images.shape[2:]) != tuple(size):
+        expected, given = by(size), by(images.shape[2:])
+        message = f"model={model} was built for {expected} images, got {given}"
+        raise ShapeError(message)
+
+
+def by(size: Sequence[int]) -> str:
+    """A size in words.
+
+    >>> by((64, 32))
+    '64x32'
+    """
+    return "x".join(str(side) for side in size)
 
 
 def require_spatial_dims(images: Tensor, *, model: str, spatial_dims: int) -> None:

@@ -1,0 +1,82 @@
+"""Networks of timm: built by name, and merged for deployment."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import timm
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+from medlite.errors import ConfigError, MedliteError
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def create_timm_network(
+    name: str,
+    *,
+    key: str,
+    in_channels: int,
+    image_size: Sequence[int] | None,
+    pretrained: bool,
+    **arguments: Any,
+) -> nn.Module:
+    """Build timm's network `name` for images of `image_size` (H, W).
+
+    Networks with a fixed grid are built for that grid; the others take any size.
+
+    Args:
+        name: as in `timm.list_models()`.
+        key: configuration key that holds the name, for messages.
+        in_channels: C, channels of the images.
+        image_size: (H, W); None keeps the network's own size.
+        pretrained: load timm's weights, downloading them where they are not cached.
+        arguments: what else the network's constructor takes.
+
+    Raises:
+        ConfigError: no such network, argument or weights.
+        MedliteError: the weights could not be downloaded.
+    """
+    if not timm.is_model(name):
+        closest = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0))
+        problem = f"{key}: timm has no network '{name}', did you mean one of: {closest}?"
+        raise ConfigError([problem])
+    if pretrained and not timm.models.is_model_pretrained(name):
+        raise ConfigError([f"model.pretrained: timm has no weights for '{name}'; set it to false"])
+    if image_size is not None and has_fixed_size(name):
+        arguments["img_size"] = tuple(image_size)
+    try:
+        return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, **arguments)
+    except TypeError as error:
+        raise ConfigError([f"model: {error}"]) from error
+    except OSError as error:
+        message = (
+            f"the weights of '{name}' could not be downloaded; "
+            "set model.pretrained=false, or run once with a network connection to fill the cache"
+        )
+        raise MedliteError(message) from error
+
+
+def has_fixed_size(name: str) -> bool:
+    """Whether timm's network `name` only takes images of the size it was built for."""
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.fixed_input_size)
+
+
+def merge_branches(net: Net) -> Net:
+    """A copy of `net` in which parallel branches are merged (MobileOne, RepVGG, FastViT ...).
+
+    The same function in evaluation mode, with fewer and larger layers.
+    """
+    merged = copy.deepcopy(net)
+    blocks: list[Any] = list(merged.modules())
+    for block in blocks:
+        if hasattr(block, "reparameterize") and hasattr(block, "groups"):
+            # timm merges by the group count of the construction, which pruning has outdated
+            convolutions = (m for m in block.modules() if isinstance(m, nn.Conv2d))
+            block.groups = next(convolutions).groups
+    return cast("Net", reparameterize_model(merged, inplace=True))

@@ -1,0 +1,85 @@
+"""Any classification network of timm."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medlite.errors import ShapeError
+from medlite.models.layers.sizes import by, require_size, require_spatial_dims
+from medlite.models.layers.timm_networks import (
+    create_timm_network,
+    has_fixed_size,
+    merge_branches,
+)
+
+COMMON_STRIDE = 32
+"""Of almost all classification networks; the size that an error proposes is a multiple of it."""
+
+
+class TimmClassifier(nn.Module):
+    """Wightman, "PyTorch Image Models", doi 10.5281/zenodo.4414861: one of its networks by name.
+
+    Args:
+        in_channels: C, channels of the images.
+        num_classes: K, logits.
+        name: as in `timm.list_models()`.
+        image_size: (H, W) of the images; None keeps the network's own size.
+        pretrained: start from timm's weights.
+        arguments: what else the network's constructor takes, e.g. `drop_rate`.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        name: str,
+        image_size: tuple[int, ...] | None = None,
+        pretrained: bool = False,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.net = create_timm_network(
+            name,
+            key="model.name",
+            in_channels=in_channels,
+            image_size=image_size,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            **arguments,
+        )
+        self.fixed_size = tuple(image_size) if image_size and has_fixed_size(name) else None
+        if image_size is not None:
+            self._try(torch.zeros(1, in_channels, *image_size))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K)."""
+        require_spatial_dims(images, model=self.name, spatial_dims=2)
+        if self.fixed_size is not None:
+            require_size(images, model=self.name, size=self.fixed_size)
+        return self.net(images)
+
+    def deploy(self) -> TimmClassifier:
+        """A copy with merged branches, for evaluation only: the same function, faster."""
+        return merge_branches(self)
+
+    @torch.no_grad()
+    def _try(self, images: Tensor) -> None:
+        was_training = self.training
+        try:
+            self.eval()(images)
+        except (RuntimeError, AssertionError) as error:
+            mend = (max(images.shape[2:]) // COMMON_STRIDE + 1) * COMMON_STRIDE
+            message = (
+                f"model={self.name} cannot take {by(images.shape[2:])} images ({error}); "
+                f"set dataset.image_size={mend}"
+            )
+            raise ShapeError(message) from error
+        finally:
+            self.train(was_training)

@@ -1,0 +1,113 @@
+"""What every model of conf/model promises."""
+
+import importlib
+import inspect
+import io
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+VOLUMETRIC = {"resnet18_3d"}
+CLASSIFIERS = {"efficientformerv2_s0", "mobileone_s0", "mobilevit_xs", "mobilenetv3_small"} | {
+    "resnet18",
+    "resnet18_3d",
+    "timm",
+}
+IN_CHANNELS, NUM_CLASSES = 2, 3
+
+for_every_model = pytest.mark.parametrize("name", NAMES)
+
+
+def sizes_of(name):
+    return [(16, 16, 16), (24, 16, 16)] if name in VOLUMETRIC else [(32, 32), (64, 32)]
+
+
+def build(name, image_size):
+    """As the pipeline does: the data's facts go to the constructors that want them."""
+    config = yaml.safe_load((FILES[0].parent / f"{name}.yaml").read_text())
+    module, _, class_name = config.pop("_target_").rpartition(".")
+    constructor = getattr(importlib.import_module(module), class_name)
+    facts = {"image_size": image_size, "spatial_dims": len(image_size)}
+    accepted = inspect.signature(constructor).parameters
+    config |= {key: value for key, value in facts.items() if key in accepted}
+    torch.manual_seed(0)
+    return constructor(in_channels=IN_CHANNELS, num_classes=NUM_CLASSES, **config)
+
+
+def make_images(batch, image_size):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, IN_CHANNELS, *image_size, generator=generator)
+
+
+def test_the_list_of_models_is_complete():
+    assert len(FILES) >= 13
+
+
+@for_every_model
+def test_logits_have_the_promised_shape_at_two_sizes_and_batches(name):
+    for image_size in sizes_of(name):
+        net = build(name, image_size).eval()
+        for batch in (1, 3):
+            with torch.no_grad():
+                logits = net(make_images(batch, image_size))
+            spatial = () if name in CLASSIFIERS else image_size
+            assert logits.shape == (batch, NUM_CLASSES, *spatial)
+            assert logits.dtype == torch.float32
+            assert logits.isfinite().all()
+
+
+@for_every_model
+def test_gradients_reach_every_parameter(name):
+    size = sizes_of(name)[-1]
+    net = build(name, size).train()
+    net(make_images(2, size)).square().sum().backward()
+    missing = [key for key, p in net.named_parameters() if p.grad is None]
+    assert not missing
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@for_every_model
+def test_weights_round_trip_and_the_same_weights_give_the_same_logits(name):
+    size = sizes_of(name)[0]
+    images, net = make_images(2, size), build(name, size)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.01)
+    stream = io.BytesIO()
+    torch.save(net.state_dict(), stream)
+    stream.seek(0)
+    twin = build(name, size)
+    twin.load_state_dict(torch.load(stream, weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(net.eval()(images), twin.eval()(images))
+
+
+@for_every_model
+def test_images_of_a_batch_do_not_mix(name):
+    size = sizes_of(name)[0]
+    net, images = build(name, size).eval(), make_images(3, size)
+    with torch.no_grad():
+        together, alone = net(images), net(images[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@for_every_model
+def test_model_names_its_tasks(name):
+    tasks = build(name, sizes_of(name)[0]).tasks
+    assert ("classification" if name in CLASSIFIERS else "segmentation") in tasks
+
+
+@pytest.mark.slow
+@for_every_model
+def test_model_exports_with_any_batch_size(name):
+    size = sizes_of(name)[0]
+    net = build(name, size).eval()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(net, (make_images(2, size),), dynamic_shapes=({0: batch},))
+    for count in (1, 3):
+        images = make_images(count, size)
+        torch.testing.assert_close(program.module()(images), net(images), rtol=1e-4, atol=1e-5)
