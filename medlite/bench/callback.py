@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medlite.bench.benchmark import BenchmarkResult, benchmark
 from medlite.bench.lane import Candidate
 from medlite.errors import BenchmarkError
-from medlite.export.export import export
+from medlite.export.export import export_all
 from medlite.types import Artifact, BenchmarkSettings, Hardware, Runtime
 
 Source = nn.Module | Mapping[str, Artifact]
@@ -103,14 +103,9 @@ class BenchmarkCallback(lightning.Callback):
         sources = {"": net if self.artifacts is None else self.artifacts}
         if self.baseline is not None:
             sources["baseline"] = self.baseline
-        formats = {runtime.format for runtime in self.runtimes}
+        formats = sorted({runtime.format for runtime in self.runtimes})
         artifacts = {
-            name: {
-                each: _artifact(
-                    source, each, input_shape=input_shape, directory=directory, stem=name or "model"
-                )
-                for each in formats
-            }
+            name: _artifacts(source, formats, input_shape, directory, stem=name or "model")
             for name, source in sources.items()
         }
         return [
@@ -166,17 +161,18 @@ def _images_of(batch: Any) -> Tensor:
     return candidate
 
 
-def _artifact(
-    source: Source, format: str, *, input_shape: tuple[int, ...], directory: Path, stem: str
-) -> Artifact:
+def _artifacts(
+    source: Source, formats: Sequence[str], input_shape: tuple[int, ...], directory: Path, stem: str
+) -> Mapping[str, Artifact]:
     if isinstance(source, nn.Module):
-        return export(
-            source, format=format, input_shape=input_shape, directory=directory, stem=stem
+        return export_all(
+            source, formats=formats, input_shape=input_shape, directory=directory, stem=stem
         )
-    if format not in source:
-        message = (
-            f"a runtime loads the format {format!r}, but {stem} was exported as "
-            f"{', '.join(source) or 'nothing'}"
-        )
-        raise BenchmarkError(message)
-    return source[format]
+    for format in formats:
+        if format not in source:
+            message = (
+                f"a runtime loads the format {format!r}, but {stem} was exported as "
+                f"{', '.join(source) or 'nothing'}"
+            )
+            raise BenchmarkError(message)
+    return source

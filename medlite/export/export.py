@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError, did_you_mean
-from medlite.export.onnx_file import write_onnx
+from medlite.export.onnx_file import save, to_onnx
 from medlite.export.trace import custom_operators, deployable, modules_registering, trace
 from medlite.types import Artifact
 
@@ -36,24 +38,35 @@ def export(
     Raises:
         ExportError: an unknown format, or a network that it cannot hold; names the layer.
     """
-    if format not in _WRITERS:
-        message = f"unknown export format {format!r}; {did_you_mean(format, _WRITERS)}"
-        raise ExportError(message)
-    write, endings = _WRITERS[format]
-    program = trace(deployable(net), input_shape)
-    operators = custom_operators(program)
-    files = _write_atomically(program, write, [directory / f"{stem}{end}" for end in endings])
-    return Artifact(
-        path=files[0],
-        files=tuple(files),
-        format=format,
-        input_shape=tuple(input_shape),
-        output_shape=_output_shape(program),
-        precision="int8" if any("quantized_decomposed" in name for name in operators) else "fp32",
-        num_bytes=sum(file.stat().st_size for file in files),
-        sha256=digest(files),
-        imports=modules_registering(operators) if format == "torch" else (),
+    artifacts = export_all(
+        net, formats=[format], input_shape=input_shape, directory=directory, stem=stem
     )
+    return artifacts[format]
+
+
+def export_all(
+    net: nn.Module,
+    *,
+    formats: Iterable[str],
+    input_shape: tuple[int, ...],
+    directory: Path,
+    stem: str,
+) -> dict[str, Artifact]:
+    """As `export`, to several formats that share the tracing and the translation to ONNX.
+
+    Returns:
+        format -> artifact.
+
+    Raises:
+        ExportError: as `export`.
+    """
+    formats = list(formats)
+    for format in formats:
+        if format not in _WRITERS:
+            message = f"unknown export format {format!r}; {did_you_mean(format, _WRITERS)}"
+            raise ExportError(message)
+    traced = _Traced(trace(deployable(net), input_shape))
+    return {format: _write(traced, format, input_shape, directory, stem) for format in formats}
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -66,15 +79,26 @@ def digest(files: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> None:
-    write_onnx(program, path)
+class _Traced:
+    """A program, and its translation to ONNX once something asks for it."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+
+    @cached_property
+    def onnx(self) -> torch.onnx.ONNXProgram:
+        return to_onnx(self.program)
 
 
-def _write_openvino(program: ExportedProgram, path: Path) -> None:
+def _write_onnx(traced: _Traced, path: Path) -> None:
+    save(traced.onnx, path)
+
+
+def _write_openvino(traced: _Traced, path: Path) -> None:
     import openvino
 
     onnx_path = path.with_suffix(".onnx")
-    write_onnx(program, onnx_path)
+    save(traced.onnx, onnx_path)
     try:
         # read_model and not convert_model: the latter reports usage over the network
         model = openvino.Core().read_model(onnx_path)
@@ -84,8 +108,9 @@ def _write_openvino(program: ExportedProgram, path: Path) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _write_torch(program: ExportedProgram, path: Path) -> None:
+def _write_torch(traced: _Traced, path: Path) -> None:
     """Without the example images and the source lines, which name folders of this machine."""
+    program = copy.copy(traced.program)
     program.example_inputs = None
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
@@ -94,7 +119,7 @@ def _write_torch(program: ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
-_WRITERS: dict[str, tuple[Callable[[ExportedProgram, Path], None], tuple[str, ...]]] = {
+_WRITERS: dict[str, tuple[Callable[[_Traced, Path], None], tuple[str, ...]]] = {
     "onnx": (_write_onnx, (".onnx",)),
     "openvino": (_write_openvino, (".xml", ".bin")),
     "torch": (_write_torch, (".pt2",)),
@@ -102,19 +127,30 @@ _WRITERS: dict[str, tuple[Callable[[ExportedProgram, Path], None], tuple[str, ..
 """How each format is written, and the endings of its files, the one to load first."""
 
 
-def _write_atomically(
-    program: ExportedProgram,
-    write: Callable[[ExportedProgram, Path], None],
-    files: Sequence[Path],
-) -> list[Path]:
-    directory = files[0].parent
+def _write(
+    traced: _Traced, format: str, input_shape: tuple[int, ...], directory: Path, stem: str
+) -> Artifact:
+    write, endings = _WRITERS[format]
+    files = [directory / f"{stem}{ending}" for ending in endings]
+    operators = custom_operators(traced.program)
+    imports = modules_registering(operators) if format == "torch" else ()
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as scratch:
         drafts = [Path(scratch) / file.name for file in files]
-        write(program, drafts[0])
+        write(traced, drafts[0])
         for draft, file in zip(reversed(drafts), reversed(files), strict=True):
             draft.replace(file)
-    return list(files)
+    return Artifact(
+        path=files[0],
+        files=tuple(files),
+        format=format,
+        input_shape=tuple(input_shape),
+        output_shape=_output_shape(traced.program),
+        precision="int8" if any("quantized_decomposed" in name for name in operators) else "fp32",
+        num_bytes=sum(file.stat().st_size for file in files),
+        sha256=digest(files),
+        imports=imports,
+    )
 
 
 def _output_shape(program: ExportedProgram) -> tuple[int, ...]:

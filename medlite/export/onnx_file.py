@@ -45,9 +45,8 @@ def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
     return translated
 
 
-def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write `program` to `path`, weights inside, without the metadata that name source files."""
-    translated = to_onnx(program)
+def save(translated: torch.onnx.ONNXProgram, path: Path) -> None:
+    """Write to `path`, weights inside, without the metadata that name source files."""
     ClearMetadataAndDocStringPass()(translated.model)
     graph = translated.model.graph
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):

@@ -59,8 +59,11 @@ class TorchRuntime:
 
     def count_operators(self, artifact: Artifact, hardware: Hardware) -> dict[str, int]:
         """Operators of the program; none computes in 8-bit integers."""
-        nodes = (node for node in _load(artifact).graph.nodes if node.op == "call_function")
-        counts = Counter(str(node.target).split(".")[-2] for node in nodes)
+        import torch
+
+        targets = (node.target for node in _load(artifact).graph.nodes)
+        operators = (each for each in targets if isinstance(each, torch._ops.OpOverload))
+        counts = Counter(each.overloadpacket.__name__ for each in operators)
         return dict(sorted(counts.items()))
 
 

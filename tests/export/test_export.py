@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medlite.errors import ExportError
-from medlite.export.export import export
+from medlite.export.export import export, export_all
 from medlite.export.trace import deployable
 from medlite.types import Artifact
 
@@ -200,3 +200,15 @@ def test_network_with_two_outputs_is_refused(tmp_path):
 def test_unknown_format_gets_the_closest_one(tmp_path):
     with pytest.raises(ExportError, match="'onx'; did you mean 'onnx'"):
         write(small_cnn(), tmp_path, "onx")
+
+
+def test_formats_exported_together_are_those_exported_alone(artifacts, tmp_path):
+    together = export_all(
+        small_cnn(), formats=FORMATS, input_shape=SHAPE, directory=tmp_path, stem="net"
+    )
+    weights = {
+        name: each["openvino"].files[1] for name, each in [("a", artifacts), ("b", together)]
+    }
+    assert together["onnx"].sha256 == artifacts["onnx"].sha256
+    assert weights["a"].read_bytes() == weights["b"].read_bytes()
+    assert [file.name for file in together["torch"].files] == ["net.pt2"]
