@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from medlite.data.image_data import SPLITS, ImageData
+from medlite.errors import DataError
 from medlite.types import Split
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def split_by_group(
     A group counts as the rarest label among its samples. Of each label, groups go to the test
     split and to the validation split by their ratios: at least one to test where the label has
     two groups, and one to validation where it has three; the only group of a label goes to
-    training, with a warning, because nothing can then be said of that class.
+    training.
 
     Args:
         groups: the group id of each sample.
@@ -52,8 +53,73 @@ def split_by_group(
         names = _names_for(len(order), val_ratio, test_ratio)
         for name, choice in zip(names, order, strict=True):
             assigned[name] += members[strata[label][choice]]
-    _warn_of_untested(assigned, labels)
     return {name: sorted(positions) for name, positions in assigned.items()}
+
+
+def complete_splits(
+    given: Sequence[Split | None],
+    groups: Sequence[str],
+    labels: Sequence[str],
+    *,
+    val_ratio: float,
+    test_ratio: float,
+    seed: int,
+) -> dict[Split, list[int]]:
+    """Positions of the samples of each split: as given, else chosen by `split_by_group`.
+
+    Where training and test are given but no validation, validation is taken from training.
+
+    Raises:
+        DataError: some samples have a split and others none, a split is empty, or a group lies
+            in two splits.
+    """
+    if all(split is None for split in given):
+        positions = split_by_group(
+            groups, labels, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed
+        )
+    else:
+        positions = {name: [p for p, split in enumerate(given) if split == name] for name in SPLITS}
+        if None in given:
+            message = f"{given.count(None)} of {len(given)} images have no split; give all or none"
+            raise DataError(message)
+        if positions["train"] and not positions["val"]:
+            of_train = positions["train"]
+            parts = split_by_group(
+                [groups[p] for p in of_train],
+                [labels[p] for p in of_train],
+                val_ratio=val_ratio / (1 - test_ratio),
+                test_ratio=0.0,
+                seed=seed,
+            )
+            positions |= {name: [of_train[p] for p in parts[name]] for name in ("train", "val")}
+    _check_splits(positions, groups)
+    _warn_of_missing(positions, labels)
+    return positions
+
+
+def _check_splits(positions: Mapping[Split, Sequence[int]], groups: Sequence[str]) -> None:
+    empty = [name for name in SPLITS if not positions[name]]
+    if empty:
+        message = (
+            f"{len(groups)} images of {len(set(groups))} groups leave nothing for "
+            f"{' and '.join(empty)}; add images, or give other splits"
+        )
+        raise DataError(message)
+    splits_of = defaultdict(list)
+    for name in SPLITS:
+        for group in {groups[position] for position in positions[name]}:
+            splits_of[group].append(name)
+    straddling = [f"{g} ({', '.join(names)})" for g, names in splits_of.items() if len(names) > 1]
+    if straddling:
+        message = f"groups that lie in several splits: {'; '.join(sorted(straddling))}"
+        raise DataError(message)
+
+
+def _warn_of_missing(positions: Mapping[Split, Sequence[int]], labels: Sequence[str]) -> None:
+    for name in ("train", "test"):
+        present = {labels[position] for position in positions[name]}
+        for label in sorted(set(labels) - present):
+            logger.warning("class '%s' has no images in the %s split", label, name)
 
 
 def _names_for(num_groups: int, val_ratio: float, test_ratio: float) -> list[Split]:
@@ -63,14 +129,6 @@ def _names_for(num_groups: int, val_ratio: float, test_ratio: float) -> list[Spl
     num_train = max(num_groups - num_test - num_val, 1)
     counts: dict[Split, int] = {"train": num_train, "test": num_test, "val": num_val}
     return [name for name, count in counts.items() for _ in range(count)][:num_groups]
-
-
-def _warn_of_untested(assigned: dict[Split, list[int]], labels: Sequence[str]) -> None:
-    tested = {labels[position] for position in assigned["test"]}
-    for label in sorted(set(labels) - tested):
-        logger.warning(
-            "'%s' has too few groups to be tested: its samples are used for training", label
-        )
 
 
 @dataclass(frozen=True)

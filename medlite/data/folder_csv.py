@@ -1,0 +1,134 @@
+"""A csv beside a folder of images: labels, groups and splits of the images."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medlite.data.image_data import BadFile
+from medlite.data.image_io import IMAGE_SUFFIXES
+from medlite.errors import ConfigError, DataError, did_you_mean
+from medlite.types import Split
+
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class CsvColumns:
+    """The columns' names; None: not wanted, or for the last two "group" and "split" if present."""
+
+    path: str
+    label: str | None = None
+    group: str | None = None
+    split: str | None = None
+
+    def check(self, path: Path, header: Sequence[str]) -> None:
+        """Raise for names that are not in the csv's header."""
+        problems = [
+            f"dataset.{kind}_column: {path.name} has no '{name}', {did_you_mean(name, header)}"
+            for kind, name in vars(self).items()
+            if name is not None and name not in header
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class CsvRow:
+    """What one row says about its image; None where the csv has no such column."""
+
+    label: str | None
+    group: str | None
+    split: Split | None
+
+
+def read_csv(
+    path: Path, columns: CsvColumns, images_folder: Path
+) -> tuple[dict[Path, CsvRow], list[BadFile]]:
+    """The row of each image, and the rows that name no image or one that is taken.
+
+    The path column holds a path below `images_folder`, or an id: the file's name without
+    suffix, leading zeros aside.
+
+    Raises:
+        ConfigError: a column that the csv does not have.
+        DataError: the csv is missing, or is not text.
+    """
+    find = ImageFinder(images_folder)
+    rows: dict[Path, CsvRow] = {}
+    problems = []
+    for number, cells in enumerate(_read_rows(path, columns), start=2):
+        name = cells[columns.path]
+        found = find(name)
+        split = cells.get(columns.split or "split", "").lower()
+        if len(found) != 1:
+            what = "several files match" if found else "no image matches"
+            problems.append(BadFile(images_folder / name, f"{what} (line {number}, {path.name})"))
+        elif found[0] in rows:
+            problems.append(BadFile(found[0], f"named a second time (line {number}, {path.name})"))
+        elif split and split not in _SPLIT_NAMES:
+            reason = f"split '{split}' is not train, val or test (line {number}, {path.name})"
+            problems.append(BadFile(found[0], reason))
+        else:
+            rows[found[0]] = CsvRow(
+                label=cells.get(columns.label or ""),
+                group=cells.get(columns.group or "group") or None,
+                split=_SPLIT_NAMES.get(split),
+            )
+    return rows, problems
+
+
+class ImageFinder:
+    """Images below a folder by path, by name, or by name without suffix and leading zeros."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_name = defaultdict(list)
+        for image in images_below(folder):
+            below = image.relative_to(folder)
+            for name in {below.as_posix(), image.name, image.stem, image.stem.lstrip("0")}:
+                self._by_name[name].append(image)
+
+    def __call__(self, name: str) -> list[Path]:
+        """Every image that `name` may mean: an exact match before a loose one."""
+        exact = self._folder / name
+        if exact.suffix.lower() in IMAGE_SUFFIXES and exact.is_file():
+            return [exact]
+        return self._by_name.get(name) or self._by_name.get(name.lstrip("0"), [])
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All image files in and under `folder`, sorted; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _read_rows(path: Path, columns: CsvColumns) -> list[dict[str, str]]:
+    """The cells of each row by column, without blanks around them."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = [{k: v.strip() for k, v in row.items() if k is not None} for row in reader]
+            header = reader.fieldnames or ()
+    except FileNotFoundError as error:
+        message = f"dataset.csv: {path} does not exist (a relative path starts at dataset.root)"
+        raise DataError(message) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        message = f"dataset.csv: {path} is not a csv in UTF-8 ({error})"
+        raise DataError(message) from error
+    columns.check(path, header)
+    return rows

@@ -1,0 +1,122 @@
+"""Which files of a folder are samples: images with their label or mask, group and split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medlite.data.folder_csv import CsvColumns, images_below, read_csv
+from medlite.data.image_data import SPLITS, BadFile
+from medlite.errors import DataError
+from medlite.types import Split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample as the folder and the csv describe it, not yet opened."""
+
+    image: Path
+    label: str | None = None
+    """folder name or csv value (classification)"""
+    mask: Path | None = None
+    """(segmentation)"""
+    group: str | None = None
+    """None: the image stands for itself"""
+    split: Split | None = None
+    """None: to be chosen"""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The samples that were found, and what is wrong with others."""
+
+    entries: list[Entry]
+    problems: list[BadFile]
+
+
+def index_class_folders(root: Path) -> Index:
+    """Classification by folders: `<class>/...` or `{train,val,test}/<class>/...`."""
+    entries = [
+        Entry(image, label=class_folder.name, split=split)
+        for split, folder in _split_folders(root)
+        for class_folder in sorted(path for path in folder.iterdir() if path.is_dir())
+        for image in images_below(class_folder)
+    ]
+    return Index(entries, [])
+
+
+def index_class_csv(root: Path, csv: Path, columns: CsvColumns) -> Index:
+    """Classification by the rows of a csv, see `read_csv`."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    rows, problems = read_csv(csv, columns, folder)
+    entries = [
+        Entry(image, label=row.label, group=row.group, split=row.split)
+        for image, row in rows.items()
+    ]
+    num_unnamed = len(images_below(folder)) - len(entries)
+    if num_unnamed:
+        logger.warning("%d image(s) below %s have no row in %s", num_unnamed, folder, csv.name)
+    return Index(entries, problems)
+
+
+def index_mask_folders(root: Path) -> Index:
+    """Segmentation by `images/` and `masks/`, in `root` or in each of `{train,val,test}/`.
+
+    An image and its mask have the same path below their folders, suffix aside.
+    """
+    entries, problems = [], []
+    for split, folder in _split_folders(root):
+        images, masks = (_by_stem(folder / name) for name in ("images", "masks"))
+        problems += [BadFile(images[s], "has no mask") for s in sorted(images.keys() - masks)]
+        problems += [BadFile(masks[s], "has no image") for s in sorted(masks.keys() - images)]
+        entries += [
+            Entry(images[stem], mask=masks[stem], split=split)
+            for stem in sorted(images.keys() & masks)
+        ]
+    return Index(entries, problems)
+
+
+def add_csv(index: Index, root: Path, csv: Path, columns: CsvColumns) -> Index:
+    """A segmentation index with the groups and splits of a csv, see `read_csv`."""
+    rows, problems = read_csv(csv, columns, root / "images")
+    entries = [
+        replace(entry, group=row.group, split=row.split or entry.split)
+        for entry in index.entries
+        if (row := rows.get(entry.image))
+    ]
+    unnamed = [entry.image for entry in index.entries if entry.image not in rows]
+    problems += [BadFile(image, f"has no row in {csv.name}") for image in unnamed]
+    return Index(entries, index.problems + problems)
+
+
+def _split_folders(root: Path) -> Iterator[tuple[Split | None, Path]]:
+    """(split, folder) of `train/` and its siblings, or (None, root) where there is no `train/`."""
+    if not (root / "train").is_dir():
+        yield None, root
+        return
+    for name in SPLITS:
+        if (root / name).is_dir():
+            yield name, root / name
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Images by their path below `folder` without suffix.
+
+    Raises:
+        DataError: no such folder, or two files that differ in their suffix alone.
+    """
+    if not folder.is_dir():
+        message = f"{folder} does not exist; segmentation needs images/ and masks/"
+        raise DataError(message)
+    by_stem: dict[str, Path] = {}
+    for image in images_below(folder):
+        stem = image.relative_to(folder).with_suffix("").as_posix()
+        if stem in by_stem:
+            message = f"{by_stem[stem]} and {image} differ in their suffix alone; keep one of them"
+            raise DataError(message)
+        by_stem[stem] = image
+    return by_stem

@@ -1,0 +1,241 @@
+"""A user's own images: a folder of PNG, JPEG or TIFF files, with or without a csv.
+
+Classification: `root/<class>/...`, or `root/{train,val,test}/<class>/...`, or a csv that names
+each image and its label. Segmentation: `root/images/` and `root/masks/` with the same file
+names (suffix aside), or both in `root/{train,val,test}/`; a csv may add groups and splits.
+
+Splits that are not given are made, whole groups together, stratified by label (for masks by the
+rarest class in them).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medlite.data.folder_check import Checked, Preparation, check_files, samples_of
+from medlite.data.folder_classes import Classes, name_labels, name_mask_values
+from medlite.data.folder_csv import CsvColumns
+from medlite.data.folder_index import (
+    Index,
+    add_csv,
+    index_class_csv,
+    index_class_folders,
+    index_mask_folders,
+)
+from medlite.data.image_data import BadFile, ImageData, ImageSplit
+from medlite.data.splits import complete_splits, counts_by_split, warn_of_leaks
+from medlite.errors import ConfigError, DataError
+from medlite.types import DataSpec, Split, Task
+
+logger = logging.getLogger(__name__)
+
+_NAMES_OF_TASK = {"classification": "class_names", "segmentation": "mask_classes"}
+
+
+def image_folder(
+    *,
+    root: str | Path,
+    task: Task = "classification",
+    image_size: Sequence[int] = (224, 224),
+    in_channels: int = 3,
+    csv: str | Path | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    group_column: str | None = None,
+    split_column: str | None = None,
+    class_names: Mapping[str | int, str] | None = None,
+    mask_classes: Mapping[int, str] | None = None,
+    intensity_range: Sequence[float] | None = None,
+    modality: str = "other",
+    group_kind: str = "patient",
+    spacing_mm: Sequence[float] | None = None,
+    origin: str = "the user's own images",
+    val_ratio: float = 0.1,
+    test_ratio: float = 0.2,
+    split_seed: int = 0,
+    on_bad_file: Literal["error", "skip"] = "error",
+) -> ImageData:
+    """Classify or segment the images of a folder, see above for its layout.
+
+    Every file is opened first; bad ones are all reported in one error, or left out and counted.
+
+    Args:
+        root: the folder.
+        task: "classification" or "segmentation".
+        image_size: (H, W) to which everything is resized.
+        in_channels: 1 (grey) or 3 (RGB); colours are turned into grey, and grey is repeated.
+        csv: path of the csv; a relative one starts at `root`.
+        path_column: holds a path below the image folder, or an id, see `read_csv`.
+        label_column: holds the label (classification).
+        group_column: holds the patient; None: "group" where the csv has it.
+        split_column: holds train, val or test; None: "split" where the csv has it.
+        class_names: label to class name, in the order of the classes; None: sorted labels.
+        mask_classes: mask value to class name, in order, the background first; values may share
+            a name. None: 0 background, 1 and 255 foreground.
+        intensity_range: values that become -1 and 1, for example [0, 4095] for 12 bits in a
+            16-bit file; needed for float files. None: the type's whole range.
+        modality: "ct", "mr", "microscopy" ...; decides the augmentation.
+        group_kind: what the csv's groups are, such as "patient"; images without any are "image".
+        spacing_mm: of the pixels after resizing, where it is known.
+        origin: where the images come from, and their licence, for the card.
+        val_ratio: share of the groups for validation, where medlite splits.
+        test_ratio: share of the groups for testing, where medlite splits.
+        split_seed: of that choice.
+        on_bad_file: "error", or "skip" to go on with the sound files.
+
+    Raises:
+        ConfigError: arguments that do not go together, columns that the csv does not have.
+        DataError: bad files, groups in two splits, too few images.
+    """
+    if on_bad_file not in ("error", "skip"):
+        raise ConfigError([f"dataset.on_bad_file: {on_bad_file!r} is not error or skip"])
+    folder = _existing(root)
+    columns = CsvColumns(path_column, label_column, group_column, split_column)
+    names = {"class_names": class_names, "mask_classes": mask_classes}
+    classes, index = _find(task, folder, csv, columns, names)
+    preparation = Preparation(tuple(image_size), in_channels, intensity_range, classes.of_value)
+    checked, bad_files = check_files(index.entries, preparation)
+    skipped = _skip_or_raise((*index.problems, *bad_files), on_bad_file)
+    groups = [c.entry.group or c.entry.image.relative_to(folder).as_posix() for c in checked]
+    given, strata = [c.entry.split for c in checked], _strata(checked, classes)
+    positions = complete_splits(
+        given, groups, strata, val_ratio=val_ratio, test_ratio=test_ratio, seed=split_seed
+    )
+    spec = DataSpec(
+        name=f"image_folder/{folder.resolve().name}",
+        task=task,
+        group_kind=group_kind if any(c.entry.group for c in checked) else "image",
+        modality=modality,
+        origin=origin,
+        spacing_mm=tuple(spacing_mm) if spacing_mm else None,
+        num_skipped=len(skipped),
+        **_counts(checked, groups, positions, classes),
+        **_form(preparation, classes),
+    )
+    splits = _splits(checked, groups, positions, classes, preparation)
+    return warn_of_leaks(ImageData(spec=spec, **splits, skipped=skipped))
+
+
+def _existing(root: str | Path) -> Path:
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        message = f"dataset.root: {folder} is not a folder"
+        raise DataError(message)
+    return folder
+
+
+def _find(
+    task: str,
+    folder: Path,
+    csv: str | Path | None,
+    columns: CsvColumns,
+    names: Mapping[str, Mapping[Any, str] | None],
+) -> tuple[Classes, Index]:
+    """The classes, and the samples that the folder and its csv name."""
+    if task not in _NAMES_OF_TASK:
+        raise ConfigError([f"dataset.task: {task!r} is not classification or segmentation"])
+    own = _NAMES_OF_TASK[task]
+    (other,) = names.keys() - {own}
+    if names[other] is not None:
+        raise ConfigError([f"dataset.{other}: task={task} takes {own} instead"])
+    if task == "classification":
+        index = (
+            index_class_folders(folder)
+            if csv is None
+            else index_class_csv(folder, folder / csv, columns)
+        )
+        return name_labels(index, names[own])
+    classes, index = name_mask_values(names[own]), index_mask_folders(folder)
+    if csv is not None:
+        index = add_csv(index, folder, folder / csv, replace(columns, label=None))
+    return classes, index
+
+
+def _skip_or_raise(bad_files: Sequence[BadFile], on_bad_file: str) -> tuple[BadFile, ...]:
+    if bad_files and on_bad_file == "error":
+        lines = "\n".join(f"  {bad_file}" for bad_file in bad_files)
+        message = (
+            f"the dataset has {len(bad_files)} bad file(s):\n{lines}\n"
+            "mend or remove them, or leave them out with dataset.on_bad_file=skip"
+        )
+        raise DataError(message)
+    for bad_file in bad_files:
+        logger.warning("left out: %s", bad_file)
+    return tuple(bad_files)
+
+
+def _strata(checked: Sequence[Checked], classes: Classes) -> list[str]:
+    """Each sample's class, or of those in its mask the class that the fewest masks hold."""
+    if classes.of_label:
+        return [classes.names[k] for k in _labels(checked, classes)]
+    holds = np.array([c.pixel_counts > 0 for c in checked]).reshape(-1, len(classes.names))
+    num_masks = np.where(holds, holds.sum(0), len(checked) + 1)
+    return [classes.names[k] for k in num_masks.argmin(1)] if checked else []
+
+
+def _labels(checked: Sequence[Checked], classes: Classes) -> np.ndarray:
+    """(N,) int64 class indices (classification)."""
+    return np.array([classes.of_label[c.entry.label or ""] for c in checked], np.int64)
+
+
+def _counts(
+    checked: Sequence[Checked],
+    groups: Sequence[str],
+    positions: Mapping[Split, Sequence[int]],
+    classes: Classes,
+) -> dict[str, Any]:
+    """What the description says of numbers."""
+    of_train = [checked[p] for p in positions["train"]]
+    if classes.of_label:
+        counts = np.bincount(_labels(of_train, classes), minlength=len(classes.names))
+    else:
+        counts = np.sum([c.pixel_counts for c in of_train], axis=0)
+    num_samples, num_groups = counts_by_split(
+        {name: [groups[p] for p in chosen] for name, chosen in positions.items()}
+    )
+    return {
+        "class_counts": tuple(int(count) for count in counts),
+        "num_samples": num_samples,
+        "num_groups": num_groups,
+    }
+
+
+def _form(preparation: Preparation, classes: Classes) -> dict[str, Any]:
+    """What the description says of images and classes."""
+    height, width = preparation.image_size
+    is_binary = len(classes.names) == 2 and not classes.of_label
+    limits = preparation.intensity_range
+    scale = f"[{limits[0]:g}, {limits[1]:g}]" if limits else "the whole range of the file's type"
+    return {
+        "labels": "binary" if is_binary else "multiclass",
+        "in_channels": preparation.in_channels,
+        "num_classes": 1 if is_binary else len(classes.names),
+        "image_size": (height, width),
+        "class_names": classes.names,
+        "provenance": "real, as the user declares",
+        "preprocessing": (
+            f"resized to {height}x{width} (bilinear, masks nearest); {scale} scaled to [-1, 1]"
+        ),
+    }
+
+
+def _splits(
+    checked: Sequence[Checked],
+    groups: Sequence[str],
+    positions: Mapping[Split, Sequence[int]],
+    classes: Classes,
+    preparation: Preparation,
+) -> dict[str, ImageSplit]:
+    splits = {}
+    for name, chosen in positions.items():
+        own = [checked[p] for p in chosen]
+        labels = _labels(own, classes) if classes.of_label else None
+        samples = samples_of(own, labels, preparation)
+        splits[str(name)] = ImageSplit(samples, tuple(groups[p] for p in chosen))
+    return splits
