@@ -76,8 +76,9 @@ def bin_sums(judged: Confidences, num_bins: int = NUM_BINS) -> Tensor:
 def calibration_error(sums: Tensor) -> Tensor:
     """Expected calibration error: mean |confidence - accuracy| over bins, weighted by count.
 
-    In [0, 1], lower is better. Binned with equal widths it underestimates where a bin holds both
-    over- and underconfident samples.
+    In [0, 1], lower is better. Bins of equal width hide over- and underconfidence that cancel
+    within a bin, and small sets look worse than they are: so does a resample, whose interval is
+    therefore shifted upwards (a difference of two models on one resample is not).
 
     Args:
         sums: (..., Q, bins, 3) of `bin_sums`.

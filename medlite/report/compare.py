@@ -46,7 +46,9 @@ WORDS = ("dataset", "model", "compression", "runtime", "hardware")
 FILE_WIDTH = 200
 """columns of a console that is not a terminal"""
 VERDICTS = ("safety", "budgets")
-PARETO = "Pareto: no run here is at least as good in metric, p50 and size and better in one of them"
+PARETO = (
+    "Pareto *: no run here is at least as good in metric, p50 and size and better in one of them"
+)
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -118,10 +120,11 @@ def as_html(rows: Sequence[ComparisonRow], broken: Sequence[str]) -> str:
         for row in rows
     ]
     unread = "".join(f"<li>not read: {escape(text)}</li>" for text in broken)
+    heading = f'<p class="kind">medlite compare</p><h1>{len(rows)} results</h1>'
+    grid = table(list(SHOWN.values()), body, num_words=len(WORDS))
     return page(
         "medlite compare",
-        f'<header><p class="kind">medlite compare</p><h1>{len(rows)} results</h1></header>'
-        f'<main class="full">{table(list(SHOWN.values()), body, num_words=len(WORDS))}'
+        f'<header class="full">{heading}</header><main class="full">{grid}'
         f'<p class="muted">{PARETO}.</p><ul>{unread}</ul></main>',
     )
 
