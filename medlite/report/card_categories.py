@@ -119,7 +119,7 @@ def protocol_fields(result: RunResult) -> Iterable[CardField]:
     yield declared("Synchronisation", "each query blocks until its result is in host memory")
     yield declared("Inside the timing", "the runtime's call on one prepared array, no file reading")
     yield declared("Process", "a fresh child process for each candidate")
-    yield declared("Input", "real test images")
+    yield declared("Input", "images of the test split")
 
 
 def latency_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:

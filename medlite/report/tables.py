@@ -14,6 +14,15 @@ from medlite.types import Measurement
 Cell = str
 """HTML, already escaped"""
 
+CHIP_COLOURS = {
+    "PASS": "pass",
+    "fits": "pass",
+    "FAIL": "fail",
+    "missed": "fail",
+    "INCONCLUSIVE": "open",
+    "unknown": "open",
+}
+
 
 def plain(value: Any) -> Cell:
     """Any value as a cell; numbers to three digits, nothing as a dash."""
@@ -30,8 +39,7 @@ def plain(value: Any) -> Cell:
 
 def chip(verdict: str) -> Cell:
     """A coloured verdict."""
-    good, bad = ("PASS", "fits"), ("FAIL", "missed")
-    colour = "pass" if verdict in good else "fail" if verdict in bad else "open"
+    colour = CHIP_COLOURS.get(verdict, "quiet")
     return f'<span class="chip {colour}">{escape(verdict)}</span>'
 
 
