@@ -24,8 +24,8 @@ RANGE_MOMENTUM = 0.05
 
 NUM_FRACTIONS = 36
 LEAST_FRACTION = 0.3
-MAX_SCORED_VALUES = 4096
-"""values of one batch that the search for a narrower range looks at"""
+NUM_SCORED_VALUES = 16384
+"""values of one batch, drawn at random, that the search for a narrower range looks at"""
 
 
 class PerTensorFakeQuantize(ObserverBase):
@@ -90,7 +90,9 @@ class PerTensorFakeQuantize(ObserverBase):
     @torch.no_grad()
     def _score(self, values: Tensor) -> None:
         flat = values.detach().float().flatten()
-        sample = flat[:: max(1, flat.numel() // MAX_SCORED_VALUES)]
+        generator = torch.Generator().manual_seed(flat.numel())
+        drawn = torch.randint(flat.numel(), (NUM_SCORED_VALUES,), generator=generator)
+        sample = flat[drawn.to(flat.device)]
         for index, fraction in enumerate(self._fractions()):
             rounded = self._round(
                 sample, *self._scale_and_zero_point(self.low * fraction, self.high * fraction)

@@ -102,7 +102,9 @@ def convert(prepared: nn.Module, input_shape: tuple[int, ...]) -> GraphModule:
     _remove_dropouts(graph, only_idle=False)
     set_mode(graph, "apply")
     graph(torch.zeros(2, *input_shape))  # the scales follow the last optimiser step
-    converted = _tidy(convert_pt2e(graph)).eval()
+    converted = convert_pt2e(graph)
+    _remove_weight_zero_points(converted)
+    converted = _tidy(converted).eval()
     _check_batch_sizes(converted, input_shape)
     return converted
 
@@ -164,6 +166,19 @@ def _remove_dropouts(graph: GraphModule, *, only_idle: bool) -> None:
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
     graph.recompile()
+
+
+def _remove_weight_zero_points(graph: GraphModule) -> None:
+    """Leave out the zeros of symmetric weights, but for linear layers.
+
+    Exported, the zeros become one constant for all weights of one width, and OpenVINO 2026.4 then
+    runs the whole graph in float as soon as a convolution and a linear layer share it. ONNX
+    Runtime 1.32 in turn has no integer Gemm for a weight without zero points.
+    """
+    for node in graph.graph.nodes:
+        is_linear = any(user.target == torch.ops.aten.linear.default for user in node.users)
+        if node.target == DEQUANTIZE and not is_linear:
+            node.update_arg(2, None)
 
 
 def _tidy(graph: GraphModule) -> GraphModule:
