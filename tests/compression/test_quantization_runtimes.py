@@ -59,7 +59,7 @@ def test_runtimes_agree_with_torch(tmp_path):
 def test_linear_layers_run_on_integers(tmp_path):
     spec = make_spec("classification", "multiclass", num_classes=3)
     net = TinyClassifier()
-    net.head = nn.Sequential(nn.Linear(32, 32), nn.Sigmoid(), nn.Linear(32, 3))
+    net.head = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 3))
     step = PostTrainingQuantization(calibration_samples=16)
     quantised, _ = step.apply(train(net, spec, epochs=2), make_context(spec))
     assert count_quantized(quantised) == 3
