@@ -93,19 +93,22 @@ class ImageFinder:
     """Images below a folder by path, by name, or by name without suffix and leading zeros."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._by_name = defaultdict(list)
+        self._images: dict[tuple[str, str], list[Path]] = defaultdict(list)
         for image in images_below(folder):
-            below = image.relative_to(folder)
-            for name in {below.as_posix(), image.name, image.stem, image.stem.lstrip("0")}:
-                self._by_name[name].append(image)
+            for key in self._keys(image.relative_to(folder).as_posix(), image.name, image.stem):
+                self._images[key].append(image)
 
     def __call__(self, name: str) -> list[Path]:
-        """Every image that `name` may mean: an exact match before a loose one."""
-        exact = self._folder / name
-        if exact.suffix.lower() in IMAGE_SUFFIXES and exact.is_file():
-            return [exact]
-        return self._by_name.get(name) or self._by_name.get(name.lstrip("0"), [])
+        """Every image that `name` may mean: the strictest reading that finds any."""
+        for key in self._keys(name, name, name):
+            if key in self._images:
+                return self._images[key]
+        return []
+
+    @staticmethod
+    def _keys(path: str, name: str, stem: str) -> list[tuple[str, str]]:
+        number = [("number", stem.lstrip("0"))] if stem.isdigit() else []
+        return [("path", path), ("name", name), ("stem", stem), *number]
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from medlite.data.folder_index import (
     index_mask_folders,
 )
 from medlite.data.image_data import BadFile, ImageData, ImageSplit
-from medlite.data.splits import complete_splits, counts_by_split, warn_of_leaks
+from medlite.data.splits import SplitRatios, complete_splits, counts_by_split, warn_of_leaks
 from medlite.errors import ConfigError, DataError
 from medlite.types import DataSpec, Split, Task
 
@@ -75,13 +75,12 @@ def image_folder(
         label_column: holds the label (classification).
         group_column: holds the patient; None: "group" where the csv has it.
         split_column: holds train, val or test; None: "split" where the csv has it.
-        class_names: label to class name, in the order of the classes; None: sorted labels.
-        mask_classes: mask value to class name, in order, the background first; values may share
-            a name. None: 0 background, 1 and 255 foreground.
-        intensity_range: values that become -1 and 1, for example [0, 4095] for 12 bits in a
-            16-bit file; needed for float files. None: the type's whole range.
+        class_names: label to class name, in order; None: the sorted labels.
+        mask_classes: mask value to class name, the background first, see `name_mask_values`.
+        intensity_range: values that become -1 and 1, such as [0, 4095] for 12 bits in a 16-bit
+            file; needed for float files. None: the type's whole range.
         modality: "ct", "mr", "microscopy" ...; decides the augmentation.
-        group_kind: what the csv's groups are, such as "patient"; images without any are "image".
+        group_kind: what the csv's groups are, such as "patient"; "image" where it has none.
         spacing_mm: of the pixels after resizing, where it is known.
         origin: where the images come from, and their licence, for the card.
         val_ratio: share of the groups for validation, where medlite splits.
@@ -90,7 +89,7 @@ def image_folder(
         on_bad_file: "error", or "skip" to go on with the sound files.
 
     Raises:
-        ConfigError: arguments that do not go together, columns that the csv does not have.
+        ConfigError: wrong arguments, or columns that the csv does not have.
         DataError: bad files, groups in two splits, too few images.
     """
     if on_bad_file not in ("error", "skip"):
@@ -103,10 +102,9 @@ def image_folder(
     checked, bad_files = check_files(index.entries, preparation)
     skipped = _skip_or_raise((*index.problems, *bad_files), on_bad_file)
     groups = [c.entry.group or c.entry.image.relative_to(folder).as_posix() for c in checked]
-    given, strata = [c.entry.split for c in checked], _strata(checked, classes)
-    positions = complete_splits(
-        given, groups, strata, val_ratio=val_ratio, test_ratio=test_ratio, seed=split_seed
-    )
+    given, labels = [c.entry.split for c in checked], _strata(checked, classes)
+    ratios = SplitRatios(val_ratio, test_ratio)
+    positions = complete_splits(given, groups, labels, ratios, seed=split_seed)
     spec = DataSpec(
         name=f"image_folder/{folder.resolve().name}",
         task=task,
@@ -165,8 +163,8 @@ def _skip_or_raise(bad_files: Sequence[BadFile], on_bad_file: str) -> tuple[BadF
             "mend or remove them, or leave them out with dataset.on_bad_file=skip"
         )
         raise DataError(message)
-    for bad_file in bad_files:
-        logger.warning("left out: %s", bad_file)
+    if bad_files:  # no paths here: logs may leave the machine
+        logger.warning("%d bad file(s) are left out", len(bad_files))
     return tuple(bad_files)
 
 

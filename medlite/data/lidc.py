@@ -16,7 +16,7 @@ import numpy as np
 from medlite.data.image_data import SPLITS, ArraySamples, ImageData, ImageSplit
 from medlite.data.lidc_maps import PIXEL_MM, SIZE_PX, NoduleMaps, load_nodule_maps
 from medlite.data.lidc_simulation import simulate_ct
-from medlite.data.splits import counts_by_split, split_by_group
+from medlite.data.splits import SplitRatios, counts_by_split, split_by_group
 from medlite.errors import ConfigError, did_you_mean
 from medlite.types import DataSpec, Split
 
@@ -184,7 +184,7 @@ def _split(maps: NoduleMaps, is_kept: np.ndarray, seed: int) -> dict[Split, list
     labels = [
         f"malignancy {m} spiculated {s}" for m, s in zip(malignancy, is_spiculated, strict=True)
     ]
-    positions = split_by_group(maps.patient_ids.tolist(), labels, seed=seed)
+    positions = split_by_group(maps.patient_ids.tolist(), labels, SplitRatios(), seed=seed)
     return {name: [p for p in positions[name] if is_kept[p]] for name in SPLITS}
 
 

@@ -51,7 +51,8 @@ def phantom(
         ConfigError: arguments that do not go together.
     """
     image_size = tuple(image_size)
-    _check(task, labels, num_classes, image_size)
+    num_images = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
+    _check(task, labels, num_classes, image_size, min(num_images.values()))
     has_background_class = labels == "multiclass"
     cohort = _Cohort(
         task=task,
@@ -62,16 +63,17 @@ def phantom(
         images_per_patient=images_per_patient,
         seed=seed,
     )
-    train, val, test = (
-        cohort.build_split(name, num_images)
-        for name, num_images in zip(SPLITS, (num_train, num_val, num_test), strict=True)
-    )
+    train, val, test = (cohort.build_split(name, num_images[name]) for name in SPLITS)
     spec = _spec(cohort, num_classes, {"train": train, "val": val, "test": test})
     return ImageData(spec=spec, train=train, val=val, test=test)
 
 
-def _check(task: str, labels: str, num_classes: int, image_size: tuple[int, ...]) -> None:
+def _check(
+    task: str, labels: str, num_classes: int, image_size: tuple[int, ...], smallest_split: int
+) -> None:
     problems = []
+    if smallest_split < 1:
+        problems.append("dataset.num_train, num_val and num_test: every split needs an image")
     if task not in ("segmentation", "classification"):
         problems.append(f"dataset.task: {task!r} is not segmentation or classification")
     if labels not in ("binary", "multiclass", "multilabel"):

@@ -11,19 +11,38 @@ from itertools import combinations
 import numpy as np
 
 from medlite.data.image_data import SPLITS, ImageData
-from medlite.errors import DataError
+from medlite.errors import ConfigError, DataError
 from medlite.types import Split
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class SplitRatios:
+    """Shares of the groups for validation and test; the rest is for training.
+
+    Raises:
+        ConfigError: shares that leave nothing for one of the splits.
+    """
+
+    val: float = 0.1
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.val <= 0 or self.test < 0 or self.val + self.test >= 1:
+            message = (
+                f"dataset.val_ratio and dataset.test_ratio: {self.val:g} and {self.test:g} are not "
+                "positive with a sum below 1"
+            )
+            raise ConfigError([message])
+
+
 def split_by_group(
     groups: Sequence[str],
     labels: Sequence[str],
+    ratios: SplitRatios,
     *,
-    val_ratio: float = 0.1,
-    test_ratio: float = 0.2,
-    seed: int = 0,
+    seed: int,
 ) -> dict[Split, list[int]]:
     """Positions of the samples of each split, whole groups together, stratified by label.
 
@@ -35,8 +54,7 @@ def split_by_group(
     Args:
         groups: the group id of each sample.
         labels: what to stratify by, for each sample.
-        val_ratio: share of the groups for validation.
-        test_ratio: share of the groups for testing.
+        ratios: shares of the groups.
         seed: of the choice within each label.
     """
     members = defaultdict(list)
@@ -50,7 +68,7 @@ def split_by_group(
     assigned: dict[Split, list[int]] = {name: [] for name in SPLITS}
     for label in sorted(strata):
         order = np.random.default_rng((seed, *label.encode())).permutation(len(strata[label]))
-        names = _names_for(len(order), val_ratio, test_ratio)
+        names = _names_for(len(order), ratios)
         for name, choice in zip(names, order, strict=True):
             assigned[name] += members[strata[label][choice]]
     return {name: sorted(positions) for name, positions in assigned.items()}
@@ -60,9 +78,8 @@ def complete_splits(
     given: Sequence[Split | None],
     groups: Sequence[str],
     labels: Sequence[str],
+    ratios: SplitRatios,
     *,
-    val_ratio: float,
-    test_ratio: float,
     seed: int,
 ) -> dict[Split, list[int]]:
     """Positions of the samples of each split: as given, else chosen by `split_by_group`.
@@ -74,9 +91,7 @@ def complete_splits(
             in two splits.
     """
     if all(split is None for split in given):
-        positions = split_by_group(
-            groups, labels, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed
-        )
+        positions = split_by_group(groups, labels, ratios, seed=seed)
     else:
         positions = {name: [p for p, split in enumerate(given) if split == name] for name in SPLITS}
         if None in given:
@@ -87,8 +102,7 @@ def complete_splits(
             parts = split_by_group(
                 [groups[p] for p in of_train],
                 [labels[p] for p in of_train],
-                val_ratio=val_ratio / (1 - test_ratio),
-                test_ratio=0.0,
+                SplitRatios(ratios.val / (1 - ratios.test), 0),
                 seed=seed,
             )
             positions |= {name: [of_train[p] for p in parts[name]] for name in ("train", "val")}
@@ -122,10 +136,10 @@ def _warn_of_missing(positions: Mapping[Split, Sequence[int]], labels: Sequence[
             logger.warning("class '%s' has no images in the %s split", label, name)
 
 
-def _names_for(num_groups: int, val_ratio: float, test_ratio: float) -> list[Split]:
+def _names_for(num_groups: int, ratios: SplitRatios) -> list[Split]:
     """The split of each of a label's groups, in the order of drawing."""
-    num_test = max(round(num_groups * test_ratio), int(num_groups >= 2 and test_ratio > 0))
-    num_val = max(round(num_groups * val_ratio), int(num_groups >= 3 and val_ratio > 0))
+    num_test = max(round(num_groups * ratios.test), int(num_groups >= 2 and ratios.test > 0))
+    num_val = max(round(num_groups * ratios.val), int(num_groups >= 3))
     num_train = max(num_groups - num_test - num_val, 1)
     counts: dict[Split, int] = {"train": num_train, "test": num_test, "val": num_val}
     return [name for name, count in counts.items() for _ in range(count)][:num_groups]
