@@ -126,7 +126,7 @@ AT_LEAST = {
     "benchmark.throughput_batch_size": 1,
     "benchmark.throughput_seconds": 0,
     "hardware.num_threads": 1,
-    "safety.num_resamples": 100,
+    "safety.num_resamples": 500,
     "safety.metric_drop": 0,
     "safety.sensitivity_drop": 0,
     "safety.ece_increase": 0,
@@ -322,7 +322,7 @@ def _problems_of_building(path: str, node: Mapping[str, Any]) -> list[str]:
     try:
         build(node)
     except ConfigError as error:
-        return [p if p.startswith(path) else f"{path}: {p}" for p in error.problems]
+        return [f"{path}.{problem}" for problem in error.problems]
     except MedliteError as error:
         return [f"{path}: {error}"]
     return []

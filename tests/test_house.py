@@ -13,7 +13,7 @@ ROOM_LEVELS = {
     "metrics": 1, "runtimes": 1,
     "export": 2,
     "data": 3, "models": 3, "tasks": 3, "compression": 3, "bench": 3, "safety": 3, "report": 3,
-    "config": 3,
+    "config": 3, "command_line": 3,
     "store": 4,
     "pipeline": 5,
     "__main__": 6,

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from medlite.config import JobConfig
-from medlite.report.wandb_sink import redact_paths
+from medlite.report.redact import redact_paths
 
 
 @dataclass(frozen=True, kw_only=True)

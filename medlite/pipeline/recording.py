@@ -16,9 +16,7 @@ from medlite.bench.budget import judge_budgets
 from medlite.bench.complexity import count_complexity
 from medlite.export.divergence import first_divergence
 from medlite.export.parity import check_parity
-from medlite.metrics.calibration import reliability_bins
-from medlite.metrics.evaluate import evaluate
-from medlite.metrics.statistics import sample_sums
+from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.task import primary_metric
 from medlite.pipeline.job import Job
 from medlite.pipeline.loggers import Sinks
@@ -33,7 +31,7 @@ from medlite.report.terminal import console, print_summary
 from medlite.report.verdict import summarise_verdict
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
-from medlite.types import Artifact, DataSpec, Measurement, Predictions
+from medlite.types import Artifact, Measurement, Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +82,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         safety={runtime: report.to_json() for runtime, report in safety.items()},
         history={name: [dict(row) for row in rows] for name, rows in histories},
         latency_samples_ms=evidence.bench.samples_ms,
-        reliability={key: _reliability(said, job.spec) for key, said in predictions.items()},
+        reliability={key: reliability(said, job.spec) for key, said in predictions.items()},
         engines=evidence.bench.engines,
         operators=evidence.bench.operators,
         stability=evidence.bench.stability,
@@ -257,7 +255,3 @@ def _write_examples(job: Job, predictions: Mapping[str, Predictions]) -> str:
         logits={key: said.logits[positions] for key, said in predictions.items()},
     )
     return name
-
-
-def _reliability(said: Predictions, spec: DataSpec) -> list[dict[str, float | int | None]]:
-    return reliability_bins(sample_sums(said, spec)["bins"].sum(0))

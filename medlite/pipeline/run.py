@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medlite import __version__
-from medlite.config import JobConfig, build, digest
+from medlite.compression.order import check_order
+from medlite.config import JobConfig, build, digest, locate
 from medlite.data.image_data import ImageData
 from medlite.data.module import ImageDataModule
+from medlite.errors import ConfigError
 from medlite.pipeline.job import Job, check_task
 from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
@@ -21,6 +23,7 @@ from medlite.pipeline.plan import as_table, plan_job
 from medlite.pipeline.recording import Evidence, publish, record
 from medlite.pipeline.training import compress, train_baseline
 from medlite.report.terminal import console
+from medlite.safety.gate import check_margins
 from medlite.store import exclusive
 
 _log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ def run(config: JobConfig) -> Path:
     """
     _quieten_libraries()
     with exclusive(config.directory):
+        _check_before_anything(config)
         images: ImageData = build(config.dataset)
         check_task(config, images.spec)
         key = digest([__version__, config.key, images.fingerprint])
@@ -56,6 +60,19 @@ def run(config: JobConfig) -> Path:
         if is_whole:
             (config.directory / "done").write_text(key)
     return config.directory
+
+
+def _check_before_anything(config: JobConfig) -> None:
+    """What the rooms themselves know of impossible settings.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    steps = {name: locate(node["_target_"]) for name, node in config.compression.items()}
+    problems = check_order(steps)
+    if problems:
+        raise ConfigError(problems)
+    check_margins(config.safety)
 
 
 def _run_stages(job: Job, sinks: Sinks) -> bool:

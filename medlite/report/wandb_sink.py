@@ -14,13 +14,10 @@ import torch
 from medlite.metrics.decisions import decisions
 from medlite.report.examples import Examples, as_rgb, read_examples
 from medlite.report.gallery import named
-from medlite.report.redact import redact_paths
 from medlite.report.result import FILE_NAME, RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-__all__ = ["log_to_wandb", "redact_paths"]
 
 
 def log_to_wandb(run: Any, result: RunResult, run_directory: Path) -> None:
