@@ -84,14 +84,18 @@ class StructuredPruning:
         """
         images = torch.zeros(2, *context.spec.input_shape)
         pruned = copy.deepcopy(net).cpu().eval()
-        for parameter in pruned.parameters():
-            parameter.requires_grad_(True)  # tracing follows gradients
+        pruned.requires_grad_(True).zero_grad()  # tracing follows gradients
         if self.importance == "taylor":
             batches = context.calibration_batches(self.importance_batches)
             _accumulate_gradients(pruned, batches, context.spec)
+        before = _describe_size(pruned, images[:1])
         done = self._prune(pruned, images)
-        pruned.zero_grad(set_to_none=True)
-        self._report(net, pruned, images[:1], context, done)
+        pruned.zero_grad()
+        after = _describe_size(pruned, images[:1])
+        context.report(
+            "pruning",
+            f"ratio {self.ratio} by {self.importance} in {done}: from {before} to {after}",
+        )
         structure = record_structure(net, pruned)
         trained = context.fit(
             pruned, name="prune", epochs=self.epochs, learning_rate=self.learning_rate
@@ -144,22 +148,6 @@ class StructuredPruning:
         keep_inner(block, _largest(scores, num_kept))
         return True
 
-    def _report(
-        self,
-        net: nn.Module,
-        pruned: nn.Module,
-        image: Tensor,
-        context: CompressionContext,
-        done: str,
-    ) -> None:
-        before, after = (f"{_num_parameters(n):,}" for n in (net, pruned))
-        macs_before, macs_after = (f"{_num_macs(n, image) / 1e6:,.1f}" for n in (net, pruned))
-        context.report(
-            "pruning",
-            f"ratio {self.ratio} by {self.importance} in {done}: {before} -> {after} parameters, "
-            f"{macs_before} -> {macs_after} million multiply-adds an image",
-        )
-
 
 def _num_kept(num_channels: int, ratio: float, step: int) -> int:
     """Channels that stay: at least the share, rounded up to whole steps, at most all."""
@@ -211,12 +199,10 @@ def _sync_groups(net: nn.Module) -> None:
             vars(module)["groups"] = convolutions[0].groups
 
 
-def _num_parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
 @torch.no_grad()
-def _num_macs(net: nn.Module, image: Tensor) -> int:
+def _describe_size(net: nn.Module, image: Tensor) -> str:
+    num_parameters = sum(parameter.numel() for parameter in net.parameters())
     with FlopCounterMode(display=False) as counter:
         net(image)
-    return counter.get_total_flops() // 2
+    macs = counter.get_total_flops() / 2
+    return f"{num_parameters:,} parameters and {macs / 1e6:,.1f} million multiply-adds an image"

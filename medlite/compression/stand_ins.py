@@ -66,6 +66,18 @@ class _Untied(nn.Module):
             return self._layer[0](*args)
 
 
+class _TiedWithInput(nn.Module):
+    """A layer whose own parameters do not tie its result to the graph, only its input does."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = (layer,)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.set_grad_enabled(features.requires_grad):
+            return self._layer[0](features)
+
+
 class _Branch(nn.Module):
     """A layer whose result ends here for tracing, and goes on untied."""
 
@@ -133,8 +145,8 @@ def hide_gates(
 
 
 def _gate_stand_in(module: nn.Module, ends: list[Tensor]) -> nn.Module | None:
-    if getattr(module, "num_features", None) == 1:  # the gate's own batch normalisation
-        return _Untied(module)
+    if getattr(module, "num_features", None) == 1:  # may be the gate's own normalisation
+        return _TiedWithInput(module)
     if not isinstance(module, CONVOLUTIONS) or module.out_channels != 1:
         return None
     by_width = {1: nn.Identity(), 2: _Untied(module)}
