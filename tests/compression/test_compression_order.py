@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.utils import instantiate
+
+from medlite.compression.distillation import Distillation
+from medlite.compression.order import check_order
+from medlite.compression.pruning import StructuredPruning
+from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("conf/compression/*.yaml"))
+
+STEPS = {
+    "prune": StructuredPruning,
+    "distill": Distillation,
+    "qat": QuantizationAwareTraining,
+    "ptq": PostTrainingQuantization,
+}
+
+
+def problems(*names):
+    return check_order({name: STEPS[name] for name in names})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(), ("qat",), ("prune", "qat"), ("prune", "distill", "ptq"), ("distill", "prune")],
+)
+def test_sensible_orders_have_no_problem(names):
+    assert problems(*names) == []
+
+
+def test_nothing_follows_an_integer_graph():
+    (problem,) = problems("qat", "prune")
+    assert problem == (
+        "compression: 'prune' cannot follow 'qat', whose result is an integer graph; put 'qat' last"
+    )
+
+
+def test_a_net_is_quantised_once():
+    assert problems("ptq", "qat") == [
+        "compression: 'ptq' and 'qat' both quantise; give one of them"
+    ]
+
+
+def test_a_step_is_given_once():
+    steps = {"prune": STEPS["prune"], "again": STEPS["prune"]}
+    assert check_order(steps) == [
+        "compression: 'prune' and 'again' are the same step; give it once"
+    ]
+
+
+def test_all_problems_are_listed():
+    assert len(problems("qat", "ptq", "prune")) == 3
+
+
+def test_instances_are_checked_like_classes():
+    steps = {
+        "qat": QuantizationAwareTraining(epochs=1, learning_rate=1e-4),
+        "distill": Distillation(epochs=1, learning_rate=1e-4),
+    }
+    assert len(check_order(steps)) == 1
+
+
+def test_the_configurations_are_found():
+    assert {path.stem for path in CONFIGS} == {"none", *STEPS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_holds_one_step_under_its_own_name(path):
+    content = yaml.safe_load(path.read_text())
+    assert list(content) == [path.stem] * (path.stem != "none")
+    for name, options in content.items():
+        assert isinstance(instantiate(options, _convert_="all"), STEPS[name])

@@ -1,0 +1,238 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_spec, train
+
+from medlite.compression.distillation import Distillation, softened_divergence
+from medlite.compression.feature_matching import FeatureMatching, deepest_features, tapped
+from medlite.errors import ConfigError, MedliteError
+
+
+class ConstantTeacher(nn.Module):
+    """Always the same class probabilities."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(probabilities).log())
+
+    def forward(self, image):
+        return self.logits.expand(len(image), -1)
+
+
+def bernoulli_divergence(p, q):
+    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def test_multiclass_divergence_is_its_definition():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 3, dtype=float), torch.randn(5, 3, dtype=float)
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    value = softened_divergence(student, teacher, temperature=3.0, labels="multiclass")
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["binary", "multilabel"])
+def test_divergence_of_sigmoids_is_its_definition(labels):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 2, dtype=float), torch.randn(5, 2, dtype=float)
+    p, q = (teacher / 2).sigmoid(), (student / 2).sigmoid()
+    expected = 4 * bernoulli_divergence(p, q).mean()
+    value = softened_divergence(student, teacher, temperature=2.0, labels=labels)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["binary", "multiclass"])
+def test_equal_logits_diverge_by_nothing(labels):
+    logits = torch.randn(2, 3, 4, 4)
+    value = softened_divergence(logits, logits.clone(), temperature=2.0, labels=labels)
+    assert value.abs().item() < 1e-6
+
+
+def test_dense_divergence_is_the_mean_over_pixels():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    pixels = [net.permute(0, 2, 3, 1).reshape(-1, 3) for net in (student, teacher)]
+    dense = softened_divergence(student, teacher, temperature=2.0, labels="multiclass")
+    flat = softened_divergence(*pixels, temperature=2.0, labels="multiclass")
+    assert torch.allclose(dense, flat)
+
+
+def test_a_student_comes_closer_to_its_teacher(classes):
+    student = train(TinyClassifier(), classes, epochs=2)
+    teacher = ConstantTeacher([0.2, 0.3, 0.5])
+    image = make_batch(classes, 16, seed=5).image
+    targets = teacher(image).detach()
+
+    def divergence(net):
+        return softened_divergence(
+            net.eval()(image), targets, temperature=1.0, labels="multiclass"
+        ).item()
+
+    step = Distillation(epochs=8, learning_rate=1e-2, alpha=1.0)
+    distilled, state = step.apply(student, make_context(classes, teacher=teacher))
+    assert divergence(distilled) < 0.1 * divergence(student)
+    assert state == {}
+
+
+def test_alpha_zero_is_ordinary_training(classes):
+    start = train(TinyClassifier(), classes, epochs=1)
+    teacher = ConstantTeacher([0.2, 0.3, 0.5])
+    step = Distillation(epochs=1, learning_rate=1e-3, alpha=0.0)
+    distilled, _ = step.apply(start, make_context(classes, teacher=teacher))
+    trained = make_context(classes).fit(
+        copy.deepcopy(start), name="plain", epochs=1, learning_rate=1e-3
+    )
+    image = make_batch(classes, 4).image
+    assert torch.allclose(distilled.eval()(image), trained.eval()(image), atol=1e-5)
+
+
+def test_the_teacher_learns_nothing_and_is_not_kept(classes):
+    student, teacher = TinyClassifier(8), TinyClassifier(16)
+    before = copy.deepcopy(teacher.state_dict())
+    context = make_context(classes, teacher=teacher)
+    step = Distillation(epochs=1, learning_rate=1e-2, feature_weight=1.0)
+    distilled, _ = step.apply(student, context)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert distilled.state_dict().keys() == student.state_dict().keys()
+    assert "adapters.0.weight" in context.fit.hooks.auxiliary.state_dict()
+
+
+def test_adapters_are_trained_beside_the_student(classes):
+    context = make_context(classes, teacher=TinyClassifier(16))
+    weights = []
+    fit = context.fit
+
+    def watched(net, *, hooks, **options):
+        weights.append(copy.deepcopy(hooks.auxiliary.state_dict()))
+        return fit(net, hooks=hooks, **options)
+
+    context.fit = watched
+    Distillation(epochs=1, learning_rate=1e-2, feature_weight=1.0).apply(TinyClassifier(8), context)
+    after = fit.hooks.auxiliary.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in weights[0].items())
+
+
+def test_hooks_are_removed_even_after_an_error(classes):
+    teacher = TinyClassifier(16)
+    context = make_context(classes, teacher=teacher)
+    students = []
+
+    def failing_fit(net, **_):
+        students.append(net)
+        raise KeyboardInterrupt
+
+    context.fit = failing_fit
+    step = Distillation(epochs=1, learning_rate=1e-2, feature_weight=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        step.apply(TinyClassifier(8), context)
+    for net in (teacher, students[0]):
+        assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_the_deepest_map_of_a_unet_is_its_bottleneck():
+    assert deepest_features(TinyUNet(dropout=0.0).eval(), torch.zeros(2, 1, 32, 32)) == "down"
+
+
+def test_the_deepest_map_of_a_classifier_is_what_it_pools():
+    net = TinyClassifier().eval()
+    assert deepest_features(net, torch.zeros(2, 1, 32, 32)) == "features"
+
+
+def test_features_of_different_widths_and_grids_are_matched():
+    student = {"a": torch.randn(2, 4, 8, 8)}
+    teacher = {"b": torch.randn(2, 6, 4, 4)}
+    distance = FeatureMatching(student, teacher, {"a": "b"})(student, teacher)
+    assert 0.0 < distance.item() < 4.0
+
+
+def test_the_distance_of_features_is_two_minus_two_cosines():
+    torch.manual_seed(0)
+    student = {"a": torch.randn(2, 3, 4, 4, 4)}
+    teacher = {"a": torch.randn(2, 3, 4, 4, 4)}
+    matching = FeatureMatching(student, teacher, {"a": "a"})
+    with torch.no_grad():
+        matching.adapters[0].weight.copy_(torch.eye(3).view(3, 3, 1, 1, 1))
+        matching.adapters[0].bias.zero_()
+    cosine = torch.cosine_similarity(student["a"], teacher["a"], dim=1)
+    assert matching(student, teacher).item() == pytest.approx((2 - 2 * cosine).mean().item())
+    assert matching(student, student).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_named_features_are_used(spec):
+    context = make_context(spec, teacher=train(TinyUNet(width=24), spec, epochs=1))
+    step = Distillation(
+        epochs=1, learning_rate=1e-3, feature_weight=0.5, features={"merge": "refine"}
+    )
+    step.apply(TinyUNet(width=8), context)
+    assert context.fit.hooks.auxiliary.adapters[0].weight.shape == (24, 8, 1, 1)
+    assert "merge from refine" in context.report.lines["distillation"]
+
+
+def test_the_net_that_was_given_stays_as_it_was(classes):
+    student = TinyClassifier(8)
+    before = copy.deepcopy(student.state_dict())
+    step = Distillation(epochs=1, learning_rate=1e-2)
+    step.apply(student, make_context(classes, teacher=TinyClassifier(16)))
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_restoring_changes_nothing(classes):
+    net = TinyClassifier()
+    assert Distillation(epochs=1, learning_rate=1e-2).restore(net, {}, classes) is net
+
+
+def test_a_misspelt_module_is_refused_with_the_right_name():
+    with (
+        pytest.raises(MedliteError, match=r"no module 'merg', did you mean 'merge'\?"),
+        tapped(TinyUNet(), ["merg"], "distill.features"),
+    ):
+        pass
+
+
+def test_a_module_without_maps_is_refused(classes):
+    step = Distillation(
+        epochs=1, learning_rate=1e-3, feature_weight=1.0, features={"head": "features"}
+    )
+    with pytest.raises(MedliteError, match=r"gives \(2, 3\) instead of maps"):
+        step.apply(TinyClassifier(), make_context(classes, teacher=TinyClassifier()))
+
+
+def test_a_net_without_maps_is_refused(classes):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 3))
+    step = Distillation(epochs=1, learning_rate=1e-3, feature_weight=1.0)
+    with pytest.raises(MedliteError, match="no module of Sequential gives a map"):
+        step.apply(student, make_context(classes, teacher=TinyClassifier()))
+
+
+def test_a_teacher_of_another_task_is_refused(classes):
+    step = Distillation(epochs=1, learning_rate=1e-3)
+    with pytest.raises(MedliteError, match=r"gives logits of \(1, 32, 32\) for an image"):
+        step.apply(TinyClassifier(), make_context(classes, teacher=TinyUNet()))
+
+
+def test_segmentation_is_distilled():
+    spec = make_spec()
+    teacher = train(TinyUNet(width=16), spec)
+    step = Distillation(epochs=6, learning_rate=1e-2, alpha=0.5)
+    distilled, _ = step.apply(TinyUNet(width=8), make_context(spec, teacher=teacher))
+    batch = make_batch(spec, 16, seed=60)
+    is_inside = distilled.eval()(batch.image)[:, 0] > 0
+    assert (is_inside == (batch.target > 0)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature: 0.0 is not above 0"),
+        ({"alpha": 2.0}, r"alpha: 2.0 is not in \[0, 1\]"),
+        ({"feature_weight": -1.0}, "feature_weight: -1.0 is not 0 or above"),
+        ({"teacher_epochs": 0}, "teacher_epochs: 0 is not a whole number from 1 up"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Distillation(**({"epochs": 1, "learning_rate": 1e-3} | options))
