@@ -11,6 +11,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from medlite.errors import ConfigError, MissingDependency, did_you_mean
+from medlite.models.layers.dropout import drop_idle_dropout
 from medlite.models.layers.sizes import require_spatial_dims
 
 INPUT_NAMES = ("in_channels", "n_input_channels")
@@ -66,7 +67,7 @@ class MonaiNetwork(nn.Module):
             raise MissingDependency(message) from error
         except (TypeError, ValueError) as error:
             raise ConfigError([f"model: {name} of MONAI: {error}"]) from error
-        _drop_idle_dropout(self.net)
+        drop_idle_dropout(self.net)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W[, D]) -> logits (B, K) or (B, K, H, W[, D])."""
@@ -107,12 +108,3 @@ def _parameter_names(constructor: Callable[..., Any]) -> set[str]:
 def _first(options: tuple[str, ...], names: set[str]) -> str:
     """The option that the constructor names, or MONAI's usual one."""
     return next((option for option in options if option in names), options[0])
-
-
-def _drop_idle_dropout(net: nn.Module) -> None:
-    """Take out dropout with probability 0: as a node in a graph it would only cost."""
-    kinds = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
-    for module in list(net.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, kinds) and child.p == 0:
-                setattr(module, name, nn.Identity())

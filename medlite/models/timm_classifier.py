@@ -11,6 +11,7 @@ from medlite.errors import ShapeError
 from medlite.models.layers.sizes import by, require_size, require_spatial_dims
 from medlite.models.layers.timm_networks import (
     create_timm_network,
+    grid_of,
     has_fixed_size,
     merge_branches,
 )
@@ -45,18 +46,19 @@ class TimmClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        grid = grid_of(image_size, model=name)
         self.net = create_timm_network(
             name,
             key="model.name",
             in_channels=in_channels,
-            image_size=image_size,
+            image_size=grid,
             pretrained=pretrained,
             num_classes=num_classes,
             **arguments,
         )
-        self.fixed_size = tuple(image_size) if image_size and has_fixed_size(name) else None
-        if image_size is not None:
-            self._try(torch.zeros(1, in_channels, *image_size))
+        self.fixed_size = grid if has_fixed_size(name) else None
+        if grid is not None:
+            self._try(torch.zeros(1, in_channels, *grid))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K)."""

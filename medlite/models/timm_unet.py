@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from medlite.errors import ConfigError
 from medlite.models.layers.sizes import require_size, require_spatial_dims
-from medlite.models.layers.timm_networks import create_timm_network, has_fixed_size, merge_branches
+from medlite.models.layers.timm_networks import (
+    create_timm_network,
+    grid_of,
+    has_fixed_size,
+    merge_branches,
+)
 
 MULTIPLE = 32
 """Sides are padded to multiples of this, the coarsest reduction of almost all encoders."""
@@ -48,7 +53,7 @@ class TimmUNet(nn.Module):
         **arguments: Any,
     ) -> None:
         super().__init__()
-        padded_size = tuple(side + -side % MULTIPLE for side in image_size) if image_size else None
+        padded_size = grid_of(image_size, model="timm_unet", multiple=MULTIPLE)
         self.encoder = create_timm_network(
             encoder,
             key="model.encoder",

@@ -110,6 +110,21 @@ def test_volumes_are_refused(model):
         model("resnet18")(torch.zeros(1, 1, 32, 32, 32))
 
 
+@pytest.mark.parametrize("make", [classifier, unet])
+def test_networks_are_not_built_for_volumes(make):
+    with pytest.raises(ShapeError, match=r"model=\w+ takes 2D images, got 28x28x28 volumes"):
+        make("resnet18", image_size=(28, 28, 28))
+
+
+def test_idle_dropout_is_taken_out_and_active_dropout_stays():
+    idle, active = (
+        classifier("efficientformerv2_s0"),
+        classifier("vit_tiny_patch16_224", drop_rate=0.2),
+    )
+    assert not any(isinstance(module, nn.Dropout) for module in idle.modules())
+    assert any(isinstance(module, nn.Dropout) for module in active.modules())
+
+
 def test_misspelt_network_gets_the_closest_names():
     with pytest.raises(
         ConfigError, match=r"model\.name: timm has no network 'resnett18'.*resnet18"

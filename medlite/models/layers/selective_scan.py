@@ -33,7 +33,7 @@ from torch.utils.flop_counter import register_flop_formula
 LOG2_E = math.log2(math.e)
 """Folded into A because exp2 is several times faster than exp on the CPU."""
 
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 """Elements of a tile: within the last-level cache, or enough to fill a GPU."""
 
 

@@ -11,7 +11,9 @@ import timm
 from timm.utils.model import reparameterize_model
 from torch import nn
 
-from medlite.errors import ConfigError, MedliteError
+from medlite.errors import ConfigError, MedliteError, ShapeError
+from medlite.models.layers.dropout import drop_idle_dropout
+from medlite.models.layers.sizes import by
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -50,7 +52,7 @@ def create_timm_network(
     if image_size is not None and has_fixed_size(name):
         arguments["img_size"] = tuple(image_size)
     try:
-        return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, **arguments)
+        net = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, **arguments)
     except TypeError as error:
         raise ConfigError([f"model: {error}"]) from error
     except OSError as error:
@@ -59,6 +61,27 @@ def create_timm_network(
             "set model.pretrained=false, or run once with a network connection to fill the cache"
         )
         raise MedliteError(message) from error
+    drop_idle_dropout(net)
+    return net
+
+
+def grid_of(
+    image_size: Sequence[int] | None, *, model: str, multiple: int = 1
+) -> tuple[int, ...] | None:
+    """The size (H, W) of the images that reach a network, rounded up to multiples.
+
+    Raises:
+        ShapeError: the images are volumes.
+
+    >>> grid_of((50, 64), model="timm_unet", multiple=32)
+    (64, 64)
+    """
+    if image_size is None:
+        return None
+    if len(image_size) != 2:
+        message = f"model={model} takes 2D images, got {by(image_size)} volumes"
+        raise ShapeError(message)
+    return tuple(side + -side % multiple for side in image_size)
 
 
 def has_fixed_size(name: str) -> bool:
