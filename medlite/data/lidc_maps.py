@@ -75,7 +75,10 @@ def load_nodule_maps(cache_dir: str | Path | None = None) -> NoduleMaps:
             ) as error:
                 logger.warning("%s is damaged (%s) and is built again", path, error)
         maps = build_nodule_maps(read_nodules(find_database()))
-        _write(maps, path)
+        try:
+            _write(maps, path)
+        except OSError as error:
+            logger.warning("the LIDC maps cannot be kept for the next run: %s", error)
     return maps
 
 
