@@ -63,7 +63,7 @@ def benchmark(
         hardware: threads, cores and memory of the processes.
         settings: how often and how long.
         images: (N, C, H, W[, D]) float32, real ones; every candidate predicts all of them.
-        directory: for job files, predictions and the standard error of the processes.
+        directory: for job files and the standard error of the processes.
 
     Raises:
         ConfigError: settings that cannot be measured with.
@@ -90,6 +90,7 @@ def benchmark(
     finally:
         for lane in lanes:
             lane.close()
+        path.unlink()
     result = _gather(lanes)
     if not hardware.is_this_machine:
         result.measurements = [_label_as_host(each) for each in result.measurements]

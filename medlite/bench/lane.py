@@ -15,6 +15,9 @@ from medlite.bench.process import MeasuringProcess
 from medlite.errors import BenchmarkError
 from medlite.types import Artifact, BenchmarkSettings, Hardware, Measurement, Runtime
 
+PREDICTED_AT_ONCE = 100
+"""images between two answers of the process, so that a time-out is one of a few images"""
+
 _LEFT_OPEN = {
     "latency/{}/p50_ms": "ms",
     "latency/{}/p90_ms": "ms",
@@ -136,8 +139,12 @@ class Lane:
     def predict(self) -> None:
         """The logits of every image, one image at a time."""
         path = self._directory / f"{self.candidate.key.replace('/', '-')}.logits.npy"
-        self._ask("predict", path=str(path))
+        start, num_images = 0, 1
+        while start < num_images:
+            answer = self._ask("predict", path=str(path), start=start, size=PREDICTED_AT_ONCE)
+            start, num_images = answer["stop"], answer["num_images"]
         self.logits = np.load(path)
+        path.unlink()
 
     def measure_throughput(self) -> None:
         """Batch after batch for `settings.throughput_seconds`."""

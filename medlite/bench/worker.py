@@ -97,19 +97,25 @@ def run_for(measured: Measured, *, seconds: float, batch_size: int) -> dict[str,
     return {"samples_ns": samples, "seconds": time.monotonic() - start}
 
 
-def predict(measured: Measured, *, path: str) -> dict[str, Any]:
-    """Every image, one at a time as it is deployed, to a .npy file of logits."""
+def predict(measured: Measured, *, path: str, start: int, size: int) -> dict[str, Any]:
+    """Some images, one at a time as they are deployed, to their rows of a .npy file of logits."""
     import numpy as np
 
     artifact = measured.job.artifact
     assert artifact is not None
     assert measured.session is not None
-    shape = (len(measured.images), *artifact.output_shape)
-    logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    for position in range(len(measured.images)):
+    num_images = len(measured.images)
+    logits = np.lib.format.open_memmap(
+        path,
+        mode="r+" if start else "w+",
+        dtype=np.float32,
+        shape=(num_images, *artifact.output_shape),
+    )
+    stop = min(start + size, num_images)
+    for position in range(start, stop):
         logits[position] = measured.session(measured.images.batch(position, 1))[0]
     logits.flush()
-    return {"num_images": len(measured.images)}
+    return {"stop": stop, "num_images": num_images}
 
 
 def report_peak_memory(measured: Measured) -> dict[str, Any]:

@@ -39,9 +39,7 @@ def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
         )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(_explain(program, error)) from error
-    if translated is None:
-        message = "torch.onnx.export gave no program"
-        raise ExportError(message)
+    assert translated is not None
     return translated
 
 

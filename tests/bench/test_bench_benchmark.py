@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_runtime import FakeRuntime
 
+from medlite.bench import worker
 from medlite.errors import BenchmarkError, ConfigError
 from medlite.types import Hardware
 
@@ -50,6 +51,12 @@ def test_predictions_are_those_of_every_image_in_order(run, images):
     )
 
 
+def test_more_images_than_one_answer_holds_are_all_predicted(run, monkeypatch):
+    monkeypatch.setattr("medlite.bench.lane.PREDICTED_AT_ONCE", 3)
+    predicted = run([("", FAKE)]).predictions["fake"]
+    assert len(predicted) == len(set(predicted[:, 0])) == 7
+
+
 def test_candidates_take_turns_round_by_round(run, tmp_path):
     log = tmp_path / "queries.txt"
     runtimes = [("", FakeRuntime(name=name, log=str(log))) for name in "ab"]
@@ -57,6 +64,11 @@ def test_candidates_take_turns_round_by_round(run, tmp_path):
     blocks = [(name, len(list(queries))) for name, queries in groupby(log.read_text().split())]
     rounds = [name for name, count in blocks if count == 9]  # 7 timed, 2 to warm up again
     assert rounds[:8] == ["a", "b"] * 4
+
+
+def test_images_and_predictions_do_not_stay_on_disk(run, tmp_path):
+    run([("", FAKE)])
+    assert {path.suffix for path in (tmp_path / "bench").iterdir()} == {".json", ".txt"}
 
 
 def test_slower_baseline_shows_as_speedup(run):
@@ -194,6 +206,17 @@ def test_two_candidates_of_one_name_are_refused(run):
 def test_no_candidate_is_refused(run):
     with pytest.raises(ConfigError, match="nothing to measure"):
         run([])
+
+
+def test_no_image_is_refused(run):
+    with pytest.raises(ConfigError, match="images: there is none"):
+        run([("", FAKE)], images=np.zeros((0, 1, 4, 4)))
+
+
+def test_system_that_cannot_pin_refuses_an_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    with pytest.raises(BenchmarkError, match=r"hardware\.cpu_affinity=\[0\] cannot be set on"):
+        worker.limit(Hardware(cpu_affinity=[0]))
 
 
 def test_runtime_of_the_running_script_is_refused(run, monkeypatch):

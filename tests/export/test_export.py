@@ -182,6 +182,16 @@ def test_operator_of_unknown_origin_is_refused(tmp_path):
         write(nn.Sequential(Anonymous()), tmp_path, "torch")
 
 
+def test_onnx_that_openvino_cannot_read_is_refused(tmp_path, monkeypatch):
+    def refuse(core, path):
+        message = "unknown operator Odd"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("openvino.Core.read_model", refuse)
+    with pytest.raises(ExportError, match=r"OpenVINO cannot read .* unknown operator Odd"):
+        write(small_cnn(), tmp_path, "openvino")
+
+
 def test_data_dependent_layer_is_named(tmp_path):
     with pytest.raises(ExportError, match=r"cannot trace .* in layer '1'.*branch on its data"):
         write(nn.Sequential(nn.ReLU(), Branching()), tmp_path)
