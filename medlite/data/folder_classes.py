@@ -35,8 +35,7 @@ def name_labels(index: Index, class_names: Mapping[str | int, str] | None) -> tu
     """
     labels = {entry.label for entry in index.entries if entry.label}
     if class_names is None:
-        ordered = sorted(labels, key=lambda label: (not label.isdigit(), label.zfill(20)))
-        names_of_labels = {label: label for label in ordered}
+        names_of_labels = {label: label for label in sorted(labels, key=_rank)}
     else:
         names_of_labels = {str(label): name for label, name in class_names.items()}
     names = tuple(dict.fromkeys(names_of_labels.values()))
@@ -51,6 +50,11 @@ def name_labels(index: Index, class_names: Mapping[str | int, str] | None) -> tu
     ]
     known = [entry for entry in index.entries if entry.label in of_label]
     return Classes(names, of_label, {}), Index(known, index.problems + problems)
+
+
+def _rank(label: str) -> tuple[bool, int, str]:
+    """Numbers by size, before words by letters."""
+    return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
 
 
 def _problem_of(entry: Entry, of_label: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 
@@ -26,18 +26,11 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 def read_image(path: Path) -> np.ndarray:
     """(H, W) or (H, W, 3) as stored, 8 or 16-bit or float; transparency is dropped.
 
-    PNGs with 16 bits for each of three colours are read with 8.
-
     Raises:
         ValueError: not one grey or RGB image.
         OSError: and others of `UNREADABLE`, when the file is damaged.
     """
-    try:
-        array = _read_with_pillow(path, _COLOUR_MODES)
-    except UnidentifiedImageError:
-        if path.suffix.lower() not in {".tif", ".tiff"}:
-            raise
-        array = tifffile.imread(path)
+    array = _read_with_pillow(path, _COLOUR_MODES)
     if array.ndim != 2 and array.shape[2:] != (3,):
         message = f"its shape {array.shape} is neither (H, W) nor (H, W, 3)"
         raise ValueError(message)
@@ -66,7 +59,17 @@ def _read_with_pillow(path: Path, modes: Mapping[str, str]) -> np.ndarray:
         if num_pages > 1:
             message = f"it holds {num_pages} pages, one is expected"
             raise ValueError(message)
+        if file.mode.startswith("RGB") and ";16" in str(file.tile):
+            return _read_deep_colours(path)
         return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file)
+
+
+def _read_deep_colours(path: Path) -> np.ndarray:
+    """(H, W, 3) uint16, of which Pillow would keep the upper 8 bits."""
+    if path.suffix.lower() not in {".tif", ".tiff"}:
+        message = "it has 16 bits for each colour, which only TIFF files may have; save it as TIFF"
+        raise ValueError(message)
+    return tifffile.imread(path)[..., :3]
 
 
 def value_range(dtype: np.dtype) -> tuple[float, float]:

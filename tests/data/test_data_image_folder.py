@@ -1,0 +1,435 @@
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medlite.data import folder_check
+from medlite.data.image_data import SPLITS
+from medlite.data.image_folder import image_folder
+from medlite.data.module import ImageDataModule
+from medlite.errors import ConfigError, DataError
+
+needs_data = pytest.mark.skipif(
+    "MEDLITE_DATA" not in os.environ, reason="MEDLITE_DATA names no folder of real data"
+)
+
+
+def write_image(path, seed=0, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, np.uint8)).save(path)
+
+
+def write_mask(path, size=(12, 10), value=255):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros(size, np.uint8)
+    mask[3:9, 2:8] = value
+    Image.fromarray(mask).save(path)
+
+
+def write_classes(root, **num_by_class):
+    for seed, (name, num) in enumerate(num_by_class.items()):
+        for i in range(num):
+            write_image(root / name / f"{i:03d}.png", seed=1000 * seed + i)
+
+
+def write_pairs(root, num=20, **mask):
+    for i in range(num):
+        write_image(root / "images" / f"{i:03d}.png", seed=i)
+        write_mask(root / "masks" / f"{i:03d}.png", **mask)
+
+
+def load(root, **options):
+    return image_folder(root=root, **({"image_size": (8, 8), "in_channels": 1} | options))
+
+
+def segmentation(root, **options):
+    return load(root, task="segmentation", **options)
+
+
+def classes_of(data):
+    """Class name of each image, by file name."""
+    return {
+        group: data.spec.class_names[int(target)]
+        for name in SPLITS
+        for group, target in zip(
+            data.split(name).groups, data.split(name).samples.targets, strict=True
+        )
+    }
+
+
+def test_sub_folders_are_classes(tmp_path):
+    write_classes(tmp_path, ill=20, well=30)
+    data = load(tmp_path)
+    assert data.spec.class_names == ("ill", "well")
+    assert data.spec.labels == "multiclass"
+    assert data.spec.num_classes == 2
+    assert data.spec.class_counts == (14, 21)
+    assert data.spec.num_samples == {"train": 35, "val": 5, "test": 10}
+    assert data.spec.group_kind == "image"
+    assert all(path.startswith(name) for path, name in classes_of(data).items())
+
+
+def test_split_folders_are_kept(tmp_path):
+    for split, num in (("train", 6), ("val", 2), ("test", 4)):
+        for i, name in enumerate(("a", "b")):
+            for j in range(num):
+                write_image(tmp_path / split / name / f"{j}.jpg", seed=100 * i + j + num * 1000)
+    data = load(tmp_path)
+    assert data.spec.num_samples == {"train": 12, "val": 4, "test": 8}
+    assert all(group.startswith("test/") for group in data.test.groups)
+
+
+def test_class_names_rename_merge_and_order(tmp_path):
+    write_classes(tmp_path, a=12, b=12, c=12)
+    data = load(tmp_path, class_names={"c": "ill", "a": "well", "b": "ill"})
+    assert data.spec.class_names == ("ill", "well")
+    assert set(classes_of(data).items()) >= {("a/000.png", "well"), ("b/000.png", "ill")}
+
+
+def test_numbers_as_labels_are_sorted_by_size(tmp_path):
+    write_classes(tmp_path, **{"10": 5, "9": 5, "1": 5})
+    assert load(tmp_path).spec.class_names == ("1", "9", "10")
+
+
+def csv_of(tmp_path, header, rows):
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join([header, *rows]))
+    return "labels.csv"
+
+
+def test_csv_gives_labels_groups_and_splits(tmp_path):
+    rows = []
+    for i in range(12):
+        write_image(tmp_path / "scans" / f"{i}.png", seed=i)
+        split = ("train", "valid", "test")[i // 4]
+        rows.append(f"scans/{i}.png,{'ab'[i % 2]},p{i // 2},{split}")
+    data = load(tmp_path, csv=csv_of(tmp_path, "path,label,group,split", rows))
+    assert data.spec.num_samples == {"train": 4, "val": 4, "test": 4}
+    assert data.spec.num_groups == {"train": 2, "val": 2, "test": 2}
+    assert data.spec.group_kind == "patient"
+    assert data.test.groups == ("p4", "p4", "p5", "p5")
+    assert data.test.samples.targets.tolist() == [0, 1, 0, 1]
+
+
+def test_csv_may_name_files_by_number_or_stem(tmp_path):
+    for i in (1, 2, 30):
+        write_image(tmp_path / "images" / f"{i:04d}.png", seed=i)
+    write_image(tmp_path / "images" / "left eye.png", seed=9)
+    write_image(tmp_path / "images" / "0b.png", seed=10)
+    rows = ["1,a,train", "0002,b,val", "30,a,test", "left eye,b,train", "0b.png,b,test"]
+    csv = csv_of(tmp_path, "ID,diagnosis,fold", rows)
+    columns = {"path_column": "ID", "label_column": "diagnosis", "split_column": "fold"}
+    data = load(tmp_path, csv=csv, **columns)
+    assert classes_of(data) == {
+        "images/0001.png": "a",
+        "images/0002.png": "b",
+        "images/0030.png": "a",
+        "images/left eye.png": "b",
+        "images/0b.png": "b",
+    }
+
+
+def test_a_path_is_taken_before_a_name_in_another_folder(tmp_path):
+    for i, path in enumerate(("1.png", "more/1.png", "2.png", "3.png")):
+        write_image(tmp_path / path, seed=i)
+    rows = ["1.png,a,train", "more/1.png,b,train", "2.png,a,val", "3.png,a,test"]
+    data = load(tmp_path, csv=csv_of(tmp_path, "path,label,split", rows))
+    assert classes_of(data)["more/1.png"] == "b"
+    assert classes_of(data)["1.png"] == "a"
+
+
+def test_patients_of_the_csv_never_straddle(tmp_path):
+    rows = []
+    for i in range(60):
+        write_image(tmp_path / f"{i}.png", seed=i)
+        rows.append(f"{i}.png,{'ab'[i % 2]},p{i // 3}")
+    data = load(tmp_path, csv=csv_of(tmp_path, "path,label,group", rows))
+    groups = [set(data.split(name).groups) for name in SPLITS]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+
+
+def test_a_patient_in_two_given_splits_is_refused(tmp_path):
+    rows = []
+    for i, split in enumerate(("train", "val", "test")):
+        write_image(tmp_path / f"{i}.png", seed=i)
+        rows.append(f"{i}.png,{'aab'[i]},p{i % 2},{split}")
+    with pytest.raises(DataError, match=r"lie in several splits: p0 \(train, test\)"):
+        load(tmp_path, csv=csv_of(tmp_path, "path,label,group,split", rows))
+
+
+def test_wrong_columns_are_named_with_the_closest(tmp_path):
+    write_image(tmp_path / "1.png")
+    csv = csv_of(tmp_path, "path,labels", ["1.png,a"])
+    with pytest.raises(
+        ConfigError, match=r"dataset.label_column: .*'label', did you mean 'labels'"
+    ):
+        load(tmp_path, csv=csv)
+
+
+def test_a_missing_csv_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"dataset.csv: .*nothing.csv does not exist"):
+        load(tmp_path, csv="nothing.csv")
+
+
+def test_a_csv_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "labels.csv").write_bytes("path,label\n1.png,kräftig".encode("latin-1"))
+    with pytest.raises(DataError, match="is not a csv in UTF-8"):
+        load(tmp_path, csv="labels.csv")
+
+
+def test_all_bad_rows_of_a_csv_are_reported_at_once(tmp_path):
+    for name in ("1.png", "2.png", "a/3.png", "b/3.png"):
+        write_image(tmp_path / name)
+    rows = ["1.png,a,train", "1.png,a,train", "4.png,a,train", "3,a,train", "2.png,,train",
+            "a/3.png,b,tset", "b/3.png,b,test"]  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, csv=csv_of(tmp_path, "path,label,split", rows))
+    text = str(caught.value)
+    assert "5 bad file(s)" in text
+    assert "1.png: named a second time (line 3, labels.csv)" in text
+    assert "4.png: no image matches (line 4, labels.csv)" in text
+    assert "3: several files match (line 5, labels.csv)" in text
+    assert "2.png: has no label" in text
+    assert "a/3.png: split 'tset' is not train, val or test (line 7, labels.csv)" in text
+
+
+def test_images_without_a_row_are_counted(tmp_path, caplog):
+    write_classes(tmp_path, x=20)
+    rows = [f"x/{i:03d}.png,{'ab'[i % 2]}" for i in range(18)]
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, csv=csv_of(tmp_path, "path,label", rows))
+    assert any(message.startswith("2 image(s) below") for message in caplog.messages)
+
+
+def test_a_label_without_a_name_is_bad(tmp_path):
+    write_classes(tmp_path, a=12, b=12, c=1)
+    with pytest.raises(DataError, match=r"c/000.png: its label 'c' is not in dataset.class_names"):
+        load(tmp_path, class_names={"a": "ill", "b": "well"})
+
+
+def test_one_class_is_not_enough(tmp_path):
+    write_classes(tmp_path, a=12)
+    with pytest.raises(DataError, match="two classes and more, found: a"):
+        load(tmp_path)
+
+
+def test_a_class_with_one_image_is_trained_on_and_named(tmp_path, caplog):
+    write_classes(tmp_path, common=30, rare=1)
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path)
+    assert data.spec.class_counts[1] == 1
+    assert "class 'rare' has no images in the test split" in caplog.messages
+
+
+def test_masks_with_two_classes_are_binary(tmp_path):
+    write_pairs(tmp_path)
+    data = segmentation(tmp_path, image_size=(12, 10))
+    assert (data.spec.labels, data.spec.num_classes) == ("binary", 1)
+    assert data.spec.class_names == ("background", "foreground")
+    num_train = data.spec.num_samples["train"]
+    assert data.spec.class_counts == (num_train * (120 - 36), num_train * 36)
+    image, mask = data.train.samples[0]
+    assert image.shape == (1, 12, 10)
+    assert mask.dtype == np.int64
+    assert mask.sum() == 36
+
+
+def test_mask_classes_name_values_in_order(tmp_path):
+    write_pairs(tmp_path, value=7)
+    names = {0: "background", 3: "cytoplasm", 7: "nucleus"}
+    data = segmentation(tmp_path, mask_classes=names)
+    assert (data.spec.labels, data.spec.num_classes) == ("multiclass", 3)
+    assert data.spec.class_names == tuple(names.values())
+    assert set(np.unique(data.train.samples.targets)) == {0, 2}
+
+
+def test_a_csv_adds_patients_to_masks(tmp_path):
+    write_pairs(tmp_path, num=20)
+    csv = csv_of(tmp_path, "path,group", [f"{i:03d},p{i // 2}" for i in range(20)])
+    data = segmentation(tmp_path, csv=csv)
+    assert sum(data.spec.num_groups.values()) == 10
+    assert data.spec.group_kind == "patient"
+
+
+def test_a_row_is_needed_for_every_mask(tmp_path):
+    write_pairs(tmp_path, num=4)
+    csv = csv_of(tmp_path, "path,group", [f"{i:03d},p{i}" for i in range(3)])
+    with pytest.raises(DataError, match=r"003.png: has no row in labels.csv"):
+        segmentation(tmp_path, csv=csv)
+
+
+def spoil(root):
+    """One of each kind of bad file among 20 pairs."""
+    (root / "images" / "000.png").write_bytes(b"not an image")
+    path = root / "images" / "001.png"
+    path.write_bytes(path.read_bytes()[:90])
+    write_mask(root / "masks" / "002.png", size=(12, 11))
+    write_mask(root / "masks" / "003.png", value=9)
+    (root / "masks" / "004.png").unlink()
+    (root / "images" / "005.png").unlink()
+    (root / "masks" / "006.png").write_bytes(b"")
+
+
+def test_all_bad_files_are_reported_at_once_with_their_paths(tmp_path):
+    write_pairs(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(DataError) as caught:
+        segmentation(tmp_path)
+    text = str(caught.value)
+    assert "the dataset has 7 bad file(s)" in text
+    assert f"{tmp_path}/images/000.png: cannot identify image file" in text
+    assert f"{tmp_path}/images/001.png: " in text
+    assert f"masks/002.png: is 12x11, but its image {tmp_path}/images/002.png is 12x10" in text
+    assert f"{tmp_path}/masks/003.png: its values 9 have no class" in text
+    assert f"{tmp_path}/images/004.png: has no mask" in text
+    assert f"{tmp_path}/masks/005.png: has no image" in text
+    assert f"{tmp_path}/masks/006.png: " in text
+    assert "dataset.on_bad_file=skip" in text
+
+
+def test_skipped_files_are_counted_and_their_names_stay_out_of_the_log(tmp_path, caplog):
+    write_pairs(tmp_path)
+    spoil(tmp_path)
+    with caplog.at_level(logging.INFO):
+        data = segmentation(tmp_path, on_bad_file="skip")
+    assert data.spec.num_skipped == len(data.skipped) == 7
+    assert sum(data.spec.num_samples.values()) == 13
+    assert "7 bad file(s) are left out" in caplog.messages
+    assert "000.png" not in caplog.text
+
+
+def test_samples_read_from_files_equal_those_kept_in_memory(tmp_path, monkeypatch):
+    write_pairs(tmp_path)
+    kept = segmentation(tmp_path)
+    monkeypatch.setattr(folder_check, "_MAX_BYTES_IN_MEMORY", 0)
+    read = segmentation(tmp_path)
+    assert isinstance(read.train.samples, folder_check.FileSamples)
+    assert read.spec == kept.spec
+    for position in range(len(read.train.groups)):
+        for one, other in zip(
+            read.train.samples[position], kept.train.samples[position], strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_fingerprint_of_files_changes_with_a_file(tmp_path, monkeypatch, folder):
+    write_pairs(tmp_path)
+    monkeypatch.setattr(folder_check, "_MAX_BYTES_IN_MEMORY", 0)
+    data = segmentation(tmp_path)
+    before = data.fingerprint()
+    assert segmentation(tmp_path).fingerprint() == before
+    name = Path(data.train.groups[0]).name
+    pixels = np.array(Image.open(tmp_path / folder / name))
+    pixels[5, 5] = 255 - pixels[5, 5]
+    Image.fromarray(pixels).save(tmp_path / folder / name)
+    assert segmentation(tmp_path).fingerprint() != before
+
+
+def test_file_samples_make_batches(tmp_path, monkeypatch):
+    write_classes(tmp_path, a=12, b=12)
+    monkeypatch.setattr(folder_check, "_MAX_BYTES_IN_MEMORY", 0)
+    module = ImageDataModule(load(tmp_path), batch_size=4)
+    batch = next(iter(module.train_dataloader()))
+    assert batch.image.shape == (4, 1, 8, 8)
+    assert batch.target.shape == (4,)
+
+
+def test_exact_duplicates_across_splits_are_logged(tmp_path, caplog):
+    for split in SPLITS:
+        for name in ("a", "b"):
+            write_image(
+                tmp_path / split / name / "1.png", seed=10 * len(split) + ord(name) + ord(split[1])
+            )
+    write_image(tmp_path / "train" / "a" / "2.png", seed=5)
+    write_image(tmp_path / "test" / "a" / "2.png", seed=5)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path)
+    assert "1 exactly equal image(s) in both train and test" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"task": "detection"}, "'detection' is not classification or segmentation"),
+        ({"on_bad_file": "ignore"}, "'ignore' is not error or skip"),
+        ({"image_size": (8,)}, r"\[8\] is not \[height, width\]"),
+        ({"in_channels": 2}, "2 is not 1 .grey. or 3 .RGB."),
+        ({"intensity_range": (5, 5)}, r"\[5, 5\] is not \[low, high\]"),
+        ({"mask_classes": {0: "a", 1: "b"}}, "task=classification takes class_names instead"),
+        ({"task": "segmentation", "class_names": {"a": "b"}}, "takes mask_classes instead"),
+        ({"task": "segmentation", "mask_classes": {0: "a"}}, "two classes and more are needed"),
+        ({"task": "segmentation", "mask_classes": {0: "a", "x": "b"}}, "are not pixel values"),
+        ({"val_ratio": 0.6, "test_ratio": 0.4}, "0.6 and 0.4 are not"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, options, text):
+    write_classes(tmp_path, a=3, b=3)
+    with pytest.raises(ConfigError, match=text):
+        load(tmp_path, **options)
+
+
+def test_a_missing_root_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"dataset.root: .*nowhere is not a folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_missing_mask_folder_is_named(tmp_path):
+    write_image(tmp_path / "images" / "1.png")
+    with pytest.raises(DataError, match=r"masks does not exist; segmentation needs"):
+        segmentation(tmp_path)
+
+
+def test_two_images_for_one_mask_are_refused(tmp_path):
+    write_pairs(tmp_path, num=3)
+    write_image(tmp_path / "images" / "001.jpg")
+    with pytest.raises(DataError, match="differ in their suffix alone"):
+        segmentation(tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match="0 images of 0 groups leave nothing"):
+        segmentation(tmp_path)
+
+
+WBC_CLASSES = {1: "neutrophil", 2: "lymphocyte", 3: "monocyte", 4: "eosinophil", 5: "basophil"}
+
+
+@needs_data
+def test_white_blood_cells_are_classified_by_their_csv(caplog):
+    with caplog.at_level(logging.WARNING):
+        data = load(
+            Path(os.environ["MEDLITE_DATA"]) / "wbc_seg" / "dataset1",
+            csv="../Class_Labels_of_Dataset_1.csv",
+            path_column="image ID",
+            label_column="class label",
+            class_names=WBC_CLASSES,
+            in_channels=3,
+        )
+    totals = np.sum(
+        [np.bincount(data.split(name).samples.targets, minlength=5) for name in SPLITS], axis=0
+    )
+    assert totals.tolist() == [176, 53, 48, 22, 1]
+    assert data.spec.class_counts[4] == 1
+    assert "class 'basophil' has no images in the test split" in caplog.messages
+
+
+@needs_data
+def test_white_blood_cells_are_segmented_by_their_masks():
+    data = segmentation(
+        Path(os.environ["MEDLITE_DATA"]) / "wbc_seg" / "dataset1",
+        mask_classes={0: "background", 128: "cytoplasm", 255: "nucleus"},
+        in_channels=3,
+        image_size=(32, 32),
+    )
+    assert sum(data.spec.num_samples.values()) == 300
+    assert data.spec.num_classes == 3
+    assert min(data.spec.class_counts) > 0
+    image, mask = data.test.samples[0]
+    assert image.shape == (3, 32, 32)
+    assert set(np.unique(mask)) == {0, 1, 2}
