@@ -7,6 +7,7 @@ closest right one, and lets any value be overridden without Hydra's `+` and `++`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -55,7 +56,7 @@ def split_verb(argv: Sequence[str], verbs: Iterable[str]) -> tuple[str, list[str
 def user_directories(argv: Sequence[str]) -> list[Path]:
     """What --config-dir names, if anything."""
     found = []
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in pairwise([*argv, ""]):
         if flag in ("--config-dir", "-cd"):
             found.append(Path(value))
         elif flag.startswith("--config-dir="):

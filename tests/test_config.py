@@ -147,6 +147,11 @@ def test_a_users_own_options_are_found(tmp_path):
     assert model_config("mine", directories) == {"_target_": "builtins.dict"}
 
 
+def test_no_words_name_no_directories():
+    assert user_directories([]) == []
+    assert user_directories(["--config-dir=mine"]) == [Path("mine")]
+
+
 def test_an_unknown_teacher_is_refused():
     with pytest.raises(ConfigError, match="no model 'unte', did you mean 'unet'"):
         model_config("unte", [conf_directory()])
