@@ -44,6 +44,8 @@ class Recipe:
     Args:
         flip_axes: spatial axes (0 rows, 1 columns, 2 depth) that may be mirrored.
         max_rotation: radians, in plane and out of it.
+        max_scaling: relative change of size.
+        max_shift_ratio: of each side.
         intensity: relative change of contrast, and of brightness in units of the image's scale.
         noise_sd: standard deviation of added Gaussian noise.
     """
@@ -103,9 +105,8 @@ class Augmentation:
             sample["mask"] = mask[None].float()
         with _plain_tensors():
             changed = self._transform(sample)
-        return changed["image"].contiguous(), changed["mask"][
-            0
-        ].long() if mask is not None else None
+        changed_mask = None if mask is None else changed["mask"][0].long()
+        return changed["image"].contiguous(), changed_mask
 
 
 def _transforms(recipe: Recipe, image_size: tuple[int, ...]) -> Iterator[Transform]:

@@ -112,11 +112,12 @@ class ImageFinder:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All image files in and under `folder`, sorted; hidden ones are left out."""
+    """All image files in and under `folder`, sorted; hidden files and folders are left out."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 
@@ -127,8 +128,8 @@ def _read_rows(path: Path, columns: CsvColumns) -> list[dict[str, str]]:
             reader = csv.DictReader(file, restval="")
             rows = [{k: v.strip() for k, v in row.items() if k is not None} for row in reader]
             header = reader.fieldnames or ()
-    except FileNotFoundError as error:
-        message = f"dataset.csv: {path} does not exist (a relative path starts at dataset.root)"
+    except OSError as error:
+        message = f"dataset.csv: {path}: {error.strerror} (a relative path starts at dataset.root)"
         raise DataError(message) from error
     except (UnicodeDecodeError, csv.Error) as error:
         message = f"dataset.csv: {path} is not a csv in UTF-8 ({error})"

@@ -51,7 +51,7 @@ def index_class_folders(root: Path) -> Index:
 
 def index_class_csv(root: Path, csv: Path, columns: CsvColumns) -> Index:
     """Classification by the rows of a csv, see `read_csv`."""
-    folder = root / "images" if (root / "images").is_dir() else root
+    folder = _images_folder(root)
     rows, problems = read_csv(csv, columns, folder)
     entries = [
         Entry(image, label=row.label, group=row.group, split=row.split)
@@ -82,7 +82,7 @@ def index_mask_folders(root: Path) -> Index:
 
 def add_csv(index: Index, root: Path, csv: Path, columns: CsvColumns) -> Index:
     """A segmentation index with the groups and splits of a csv, see `read_csv`."""
-    rows, problems = read_csv(csv, columns, root / "images")
+    rows, problems = read_csv(csv, columns, _images_folder(root))
     entries = [
         replace(entry, group=row.group, split=row.split or entry.split)
         for entry in index.entries
@@ -91,6 +91,10 @@ def add_csv(index: Index, root: Path, csv: Path, columns: CsvColumns) -> Index:
     unnamed = [entry.image for entry in index.entries if entry.image not in rows]
     problems += [BadFile(image, f"has no row in {csv.name}") for image in unnamed]
     return Index(entries, index.problems + problems)
+
+
+def _images_folder(root: Path) -> Path:
+    return root / "images" if (root / "images").is_dir() else root
 
 
 def _split_folders(root: Path) -> Iterator[tuple[Split | None, Path]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -61,11 +62,10 @@ class ArraySamples:
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         image = self.images[position].astype(np.float32)
+        image = image * np.float32(self.scale) + np.float32(self.offset)
         target = np.asarray(self.targets[position])
         is_integer = np.issubdtype(target.dtype, np.integer)
-        return image * np.float32(self.scale) + np.float32(self.offset), target.astype(
-            np.int64 if is_integer else np.float32
-        )
+        return image, target.astype(np.int64 if is_integer else np.float32)
 
     def image_digests(self) -> tuple[str, ...]:
         """Digests of the stored arrays."""
@@ -120,6 +120,7 @@ class ImageData:
         """The sorted group ids of each split, to be saved with a run."""
         return {name: sorted(set(self.split(name).groups)) for name in SPLITS}
 
+    @cached_property
     def fingerprint(self) -> str:
         """A digest that changes when the description, the splits, an image or a target does."""
         digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())

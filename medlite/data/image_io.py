@@ -55,7 +55,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 def _read_with_pillow(path: Path, modes: Mapping[str, str]) -> np.ndarray:
     with Image.open(path) as file:
-        num_pages = getattr(file, "n_frames", 1)
+        num_pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
         if num_pages > 1:
             message = f"it holds {num_pages} pages, one is expected"
             raise ValueError(message)

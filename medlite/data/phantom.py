@@ -52,7 +52,8 @@ def phantom(
     """
     image_size = tuple(image_size)
     num_images = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    _check(task, labels, num_classes, image_size, min(num_images.values()))
+    least = min(*num_images.values(), in_channels, images_per_patient)
+    _check(task, labels, num_classes, image_size, least)
     has_background_class = labels == "multiclass"
     cohort = _Cohort(
         task=task,
@@ -69,11 +70,14 @@ def phantom(
 
 
 def _check(
-    task: str, labels: str, num_classes: int, image_size: tuple[int, ...], smallest_split: int
+    task: str, labels: str, num_classes: int, image_size: tuple[int, ...], least: int
 ) -> None:
     problems = []
-    if smallest_split < 1:
-        problems.append("dataset.num_train, num_val and num_test: every split needs an image")
+    if least < 1:
+        problems.append(
+            "dataset.num_train, num_val, num_test, in_channels and images_per_patient: "
+            f"{least} is less than 1"
+        )
     if task not in ("segmentation", "classification"):
         problems.append(f"dataset.task: {task!r} is not segmentation or classification")
     if labels not in ("binary", "multiclass", "multilabel"):

@@ -19,7 +19,7 @@ def test_split_assignment_names_each_group_once():
 
 
 def test_fingerprint_is_the_same_for_the_same_data():
-    assert small().fingerprint() == small().fingerprint()
+    assert small().fingerprint == small().fingerprint
 
 
 def with_images(data, images):
@@ -53,7 +53,7 @@ def changed_in_one_place(array):
 )
 def test_fingerprint_changes_with(change):
     data = small()
-    assert change(data).fingerprint() != data.fingerprint()
+    assert change(data).fingerprint != data.fingerprint
 
 
 def test_array_samples_scale_on_reading():

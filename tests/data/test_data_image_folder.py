@@ -170,7 +170,7 @@ def test_wrong_columns_are_named_with_the_closest(tmp_path):
 
 
 def test_a_missing_csv_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"dataset.csv: .*nothing.csv does not exist"):
+    with pytest.raises(DataError, match=r"dataset.csv: .*nothing.csv: No such file or directory"):
         load(tmp_path, csv="nothing.csv")
 
 
@@ -254,6 +254,25 @@ def test_a_csv_adds_patients_to_masks(tmp_path):
     assert data.spec.group_kind == "patient"
 
 
+def test_a_csv_names_images_of_split_folders_by_their_path(tmp_path):
+    rows = []
+    for split in SPLITS:
+        for i in range(2):
+            write_image(tmp_path / split / "images" / f"{i}.png", seed=i + 10 * len(split))
+            write_mask(tmp_path / split / "masks" / f"{i}.png")
+            rows.append(f"{split}/images/{i}.png,{split}{i // 2}")
+    data = segmentation(tmp_path, csv=csv_of(tmp_path, "path,group", rows))
+    assert data.spec.num_samples == {"train": 2, "val": 2, "test": 2}
+    assert data.spec.num_groups == {"train": 1, "val": 1, "test": 1}
+
+
+def test_hidden_files_and_folders_are_no_samples(tmp_path):
+    write_classes(tmp_path, a=12, b=12)
+    write_image(tmp_path / "a" / ".checkpoints" / "1.png")
+    write_image(tmp_path / "a" / "._2.png")
+    assert sum(load(tmp_path).spec.num_samples.values()) == 24
+
+
 def test_a_row_is_needed_for_every_mask(tmp_path):
     write_pairs(tmp_path, num=4)
     csv = csv_of(tmp_path, "path,group", [f"{i:03d},p{i}" for i in range(3)])
@@ -320,13 +339,13 @@ def test_fingerprint_of_files_changes_with_a_file(tmp_path, monkeypatch, folder)
     write_pairs(tmp_path)
     monkeypatch.setattr(folder_check, "_MAX_BYTES_IN_MEMORY", 0)
     data = segmentation(tmp_path)
-    before = data.fingerprint()
-    assert segmentation(tmp_path).fingerprint() == before
+    before = data.fingerprint
+    assert segmentation(tmp_path).fingerprint == before
     name = Path(data.train.groups[0]).name
     pixels = np.array(Image.open(tmp_path / folder / name))
     pixels[5, 5] = 255 - pixels[5, 5]
     Image.fromarray(pixels).save(tmp_path / folder / name)
-    assert segmentation(tmp_path).fingerprint() != before
+    assert segmentation(tmp_path).fingerprint != before
 
 
 def test_file_samples_make_batches(tmp_path, monkeypatch):

@@ -1,16 +1,17 @@
 import logging
 import sqlite3
+import time
 from multiprocessing import get_context
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from medlite.data import lidc_annotations, lidc_maps
+from medlite.data import lidc, lidc_annotations, lidc_maps
 from medlite.data.image_data import SPLITS
 from medlite.data.lidc import lidc_malignancy, lidc_nodules
 from medlite.data.lidc_annotations import Annotation, Contour, Nodule, find_database, read_nodules
-from medlite.data.lidc_maps import load_nodule_maps
+from medlite.data.lidc_maps import NoduleMaps, load_nodule_maps
 from medlite.data.lidc_simulation import simulate_ct
 from medlite.data.splits import find_leaks
 from medlite.errors import ConfigError, DataError, MissingDependency
@@ -163,13 +164,20 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(few, tmp_path, monkeypatch
 
 
 def load_and_count(folder):
-    return int(load_nodule_maps(folder).counts.sum())
+    return len(load_nodule_maps(folder).counts)
 
 
-def test_two_processes_may_build_at_once(tmp_path, maps):
-    with get_context("spawn").Pool(2) as pool:
-        assert pool.map(load_and_count, [tmp_path] * 2) == [maps.counts.sum()] * 2
-    assert len(list(tmp_path.glob("*.npz"))) == 1
+def test_of_two_processes_one_builds_and_both_load(few, tmp_path, monkeypatch):
+    def read_slowly(path):
+        with (tmp_path / "builds").open("a") as log:
+            log.write("one\n")
+        time.sleep(0.5)
+        return few
+
+    monkeypatch.setattr(lidc_maps, "read_nodules", read_slowly)
+    with get_context("fork").Pool(2) as pool:
+        assert pool.map(load_and_count, [tmp_path] * 2, chunksize=1) == [5, 5]
+    assert (tmp_path / "builds").read_text() == "one\n"
 
 
 def test_the_cache_follows_xdg_cache_home(few, tmp_path, monkeypatch):
@@ -235,17 +243,26 @@ def test_solid_nodules_are_denser_than_ground_glass(maps):
     assert mean_density(5) > mean_density(3) + 0.2 > mean_density(1) + 0.3
 
 
-def test_texture_is_a_function_of_nodule_and_seed(cache_dir, nodules):
-    same, other = (lidc_nodules(cache_dir=cache_dir, seed=seed) for seed in (0, 1))
-    np.testing.assert_array_equal(same.train.samples.images, nodules.train.samples.images)
-    assert not np.array_equal(other.train.samples.images, nodules.train.samples.images)
-    np.testing.assert_array_equal(other.train.samples.targets, nodules.train.samples.targets)
+@pytest.fixture
+def some_nodules(maps, monkeypatch):
+    """Makes the sets of the first 200 nodules only."""
+    some = NoduleMaps(**{name: rows[:200] for name, rows in vars(maps).items()})
+    monkeypatch.setattr(lidc, "load_nodule_maps", lambda cache_dir: some)
 
 
-def test_three_channels_are_three_slices_of_the_same_mask(cache_dir, nodules):
-    data = lidc_nodules(cache_dir=cache_dir, in_channels=3)
-    assert data.spec.input_shape == data.test.samples[0][0].shape == (3, 64, 64)
-    np.testing.assert_array_equal(data.test.samples.targets, nodules.test.samples.targets)
+@pytest.mark.usefixtures("some_nodules")
+def test_texture_is_a_function_of_nodule_and_seed():
+    first, same, other = (lidc_nodules(seed=seed).train.samples for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.images, same.images)
+    assert not np.array_equal(first.images, other.images)
+    np.testing.assert_array_equal(first.targets, other.targets)
+
+
+@pytest.mark.usefixtures("some_nodules")
+def test_three_channels_are_three_slices_of_the_same_mask():
+    one, three = (lidc_nodules(in_channels=num) for num in (1, 3))
+    assert three.spec.input_shape == three.test.samples[0][0].shape == (3, 64, 64)
+    np.testing.assert_array_equal(one.test.samples.targets, three.test.samples.targets)
 
 
 @pytest.mark.parametrize(

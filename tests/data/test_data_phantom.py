@@ -100,7 +100,7 @@ def test_classes_can_be_told_by_their_extremes():
         ({"labels": "multilabel", "num_classes": 3}, "segmentation is binary or multiclass"),
         ({"num_classes": 2}, "2 does not go with labels=binary"),
         ({"image_size": (4, 32)}, r"\[4, 32\] is not \(H, W\)"),
-        ({"num_val": 0}, "every split needs an image"),
+        ({"num_val": 0}, "images_per_patient: 0 is less than 1"),
     ],
 )
 def test_wrong_arguments_are_named(options, text):
