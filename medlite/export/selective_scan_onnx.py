@@ -6,7 +6,7 @@ The same two passes over lanes as `medlite.models.layers.selective_scan`, which 
 mathematics; what has the size of a state at every step stays inside the loop bodies.
 OpenVINO (2026.4) sets three rules for a body: its inputs carry an element type, what it takes
 from outside is passed in as state unless constant, and the state is the first operand of its
-product (`decay * state` gives wrong numbers).
+product (`decay * state` can give wrong numbers where shapes are static).
 
 Letters: B batch, L tokens, D channels, N states; S steps of a lane, G lanes, K = G B.
 """

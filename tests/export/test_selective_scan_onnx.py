@@ -47,8 +47,8 @@ def scan_sequentially(net, inputs):
     return (torch.stack(outputs, dim=1) + net.D * x).detach().numpy()
 
 
-def to_onnx(net, inputs, path):
-    shapes = tuple({0: Dim("batch")} for _ in inputs)
+def to_onnx(net, inputs, path, *, any_batch=True):
+    shapes = tuple({0: Dim("batch")} for _ in inputs) if any_batch else None
     program = torch.export.export(net.eval(), inputs, dynamic_shapes=shapes)
     translated = torch.onnx.export(
         program, dynamo=True, verbose=False, custom_translation_table=translation_table()
@@ -91,6 +91,13 @@ def test_both_runtimes_equal_the_loop_for_any_batch(tmp_path, runtime, length, c
         inputs = make_inputs(batch, length, channels)
         actual = RUNTIMES[runtime](path, inputs)
         assert relative_error(actual, scan_sequentially(net, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [12, 32])
+def test_openvino_equals_the_loop_when_the_batch_is_fixed(tmp_path, channels):
+    net, path, inputs = Scan(channels), tmp_path / "scan.onnx", make_inputs(2, 64, channels)
+    to_onnx(net, inputs, path, any_batch=False)
+    assert relative_error(run_openvino(path, inputs), scan_sequentially(net, inputs)) < 1e-6
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
