@@ -65,7 +65,7 @@ def user_directories(argv: Sequence[str]) -> list[Path]:
 
 
 def prepare_overrides(argv: Sequence[str], options: Mapping[str, Sequence[str]]) -> list[str]:
-    """Check every override and make it one that Hydra takes.
+    """Check every override and make it one that Hydra takes; flags go first, as it wants them.
 
     Args:
         argv: flags and overrides, without the verb.
@@ -76,11 +76,11 @@ def prepare_overrides(argv: Sequence[str], options: Mapping[str, Sequence[str]])
     """
     sections = [str(key) for key in OmegaConf.load(conf_directory() / "config.yaml")]
     known = {*options, *sections, "hydra"} - {"defaults"}
-    prepared, problems = [], []
+    flags, prepared, problems = [], [], []
     is_flag_value = False
     for word in argv:
         if is_flag_value or word.startswith("-"):
-            prepared.append(word)
+            flags.append(word)
             is_flag_value = not is_flag_value and word in _FLAGS_WITH_VALUE
             continue
         try:
@@ -92,7 +92,7 @@ def prepare_overrides(argv: Sequence[str], options: Mapping[str, Sequence[str]])
         problems += _check(override, known, options)
     if problems:
         raise ConfigError(problems)
-    return prepared
+    return flags + prepared
 
 
 def _prepare(override: Override, word: str, options: Mapping[str, Sequence[str]]) -> str:

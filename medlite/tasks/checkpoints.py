@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -15,10 +16,12 @@ from medlite.errors import RecordError
 
 def save_tensors(content: Any, path: Path) -> None:
     """Write tensors and plain values so that `path` is either whole or absent."""
+    buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
+    torch.save(content, buffer)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -1,0 +1,252 @@
+"""Whole jobs, from the command line's words to the record, on procedural images."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from medlite.command_line import conf_directory, find_options, prepare_overrides
+from medlite.config import check
+from medlite.errors import ConfigError, RecordError, TrainingError
+from medlite.pipeline.run import run
+from medlite.report.result import SCHEMA_PATH, read_result
+from medlite.store import exclusive
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = find_options([conf_directory()])
+SMALL = (
+    "dataset=phantom", "dataset.num_train=32", "dataset.num_val=8", "dataset.num_test=16",
+    "model=unet", "model.features=[4,4,8,8,8,4]",
+    "train.epochs=2", "train.batch_size=8", "logger=none",
+)  # fmt: skip
+QUICK_BENCH = (
+    "benchmark.num_queries=20", "benchmark.num_rounds=2", "benchmark.num_warmup=2",
+    "benchmark.throughput_seconds=0.1",
+)  # fmt: skip
+
+
+def run_words(outputs, *words, name="job"):
+    """Compose as the command line does, then run in this process."""
+    OmegaConf.register_new_resolver("run_name", lambda: name, replace=True)
+    words = prepare_overrides([*SMALL, *words, f"outputs={outputs}"], OPTIONS)
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        cfg = compose("config", words)
+    config = check(
+        cfg,
+        choices={"dataset": "phantom", "model": "unet"},
+        options=OPTIONS,
+        directories=[conf_directory()],
+    )
+    return run(config)
+
+
+def command(outputs, *words):
+    return [sys.executable, "-m", "medlite", *SMALL, *words, f"outputs={outputs}"]
+
+
+def run_command(outputs, *words, environment=None):
+    return subprocess.run(
+        command(outputs, *words),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("outputs")
+    words = ("compression=qat", "compression.qat.epochs=1", "logger=wandb", *QUICK_BENCH)
+    return run_words(outputs, *words), words
+
+
+def stored_weights(outputs):
+    return {
+        path.parent.name: path.stat().st_mtime_ns for path in outputs.glob("store/*/weights.pt")
+    }
+
+
+def test_a_job_ends_in_a_record_that_fits_the_schema(finished):
+    directory, _ = finished
+    plain = json.loads((directory / "result.json").read_text())
+    jsonschema.validate(plain, json.loads(SCHEMA_PATH.read_text()))
+
+
+def test_a_quantised_job_computes_in_integers_on_both_runtimes(finished):
+    result = read_result(finished[0] / "result.json")
+    values = {m.name: m.value for m in result.measurements}
+    assert values["operators/onnxruntime/int8_count"] > 0
+    assert values["operators/openvino/int8_count"] > 0
+    assert result.verdict["parity"] == "PASS"
+
+
+def test_metrics_stand_for_torch_and_for_each_runtime_and_for_the_baseline(finished):
+    names = {m.name for m in read_result(finished[0] / "result.json").measurements}
+    for prefix in ("test", "test/onnxruntime", "test/openvino"):
+        assert {f"{prefix}/dice", f"baseline/{prefix}/dice"} <= names
+
+
+def test_the_safety_gate_judges_every_runtime(finished):
+    result = read_result(finished[0] / "result.json")
+    assert set(result.safety) == {"onnxruntime", "openvino"}
+    assert result.verdict["safety"] in ("PASS", "FAIL", "INCONCLUSIVE")
+
+
+def test_card_and_page_are_written(finished):
+    assert "Numerical precision" in (finished[0] / "card.md").read_text()
+    assert "</html>" in (finished[0] / "report.html").read_text()
+
+
+def test_no_patient_goes_to_the_record_or_to_wandb(finished):
+    directory, _ = finished
+    splits = json.loads((directory / "splits.json").read_text())
+    patient = splits["test"][0]
+    sent = [directory / "result.json", *(directory / "wandb").rglob("*")]
+    assert len(sent) > 3
+    for path in sent:
+        if path.is_file():
+            assert patient.encode() not in path.read_bytes(), path
+
+
+def test_the_same_job_again_does_nothing(finished):
+    directory, words = finished
+    before = (directory / "result.json").stat().st_mtime_ns
+    run_words(directory.parent.parent, *words)
+    assert (directory / "result.json").stat().st_mtime_ns == before
+
+
+def test_another_compression_reuses_the_trained_baseline(finished):
+    directory, _ = finished
+    outputs = directory.parent.parent
+    before = stored_weights(outputs)
+    other = run_words(outputs, "compression=none", *QUICK_BENCH, name="uncompressed")
+    assert stored_weights(outputs) == before
+    assert read_result(other / "result.json").verdict["safety"] == "not compared"
+
+
+def test_distillation_trains_its_teacher_once(tmp_path):
+    words = (
+        "compression=distill", "compression.distill.epochs=1", "stages=[train,compress]",
+        "compression.distill.teacher=unet",
+    )  # fmt: skip
+    run_words(tmp_path, *words)
+    before = stored_weights(tmp_path)
+    run_words(tmp_path, *words, "compression.distill.alpha=0.7", name="other")
+    after = stored_weights(tmp_path)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 1
+
+
+def test_a_model_for_another_task_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match=r"is for classification, .* is for segmentation: try"):
+        run_words(
+            tmp_path, "~model.features", "~model.act", "~model.norm", "~model.upsample",
+            "model._target_=medlite.models.timm_classifier.TimmClassifier", "model.name=resnet18",
+        )  # fmt: skip
+
+
+def test_an_illegal_order_of_steps_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="'prune' cannot follow 'qat'"):
+        run_words(tmp_path, "compression=[qat,prune]")
+
+
+def test_a_run_directory_in_use_is_refused(tmp_path):
+    with (
+        exclusive(tmp_path / "runs" / "job"),
+        pytest.raises(RecordError, match="another process is working"),
+    ):
+        run_words(tmp_path, "stages=[train]")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("this ran",))
+
+
+def test_a_malicious_checkpoint_is_refused_and_does_not_run(tmp_path, capsys):
+    run_words(tmp_path, "compression=none", "stages=[train]")
+    (weights,) = tmp_path.glob("store/*/weights.pt")
+    torch.save({"weights": Malicious(), "state": None}, weights)
+    with pytest.raises(RecordError, match="could run code when loaded"):
+        run_words(tmp_path, "compression=none", "stages=[train]")
+    assert "this ran" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path):
+    with pytest.raises(TrainingError, match=r"epoch \d+, batch \d+ .*lower train\.learning_rate"):
+        run_words(tmp_path, "stages=[train]", "train.learning_rate=1e30", "train.epochs=20")
+
+
+def final_weights(outputs):
+    (path,) = outputs.glob("store/*/weights.pt")
+    return torch.load(path, weights_only=True)["weights"]
+
+
+def test_a_killed_job_resumes_and_ends_in_the_same_weights(tmp_path):
+    words = ("stages=[train]", "compression=none", "train.epochs=15", "dataset.num_train=128")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with subprocess.Popen(
+        command(killed, *words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(killed.glob("store/*/fit/last.ckpt")):
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            assert process.poll() is None, "the job ended before it could be killed"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert not list(killed.glob("store/*/weights.pt"))
+    assert run_command(killed, *words).returncode == 0
+    assert run_command(whole, *words).returncode == 0
+    first, second = final_weights(killed), final_weights(whole)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run([mount, *options], check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_files(small_disk):
+    done = run_command(
+        small_disk, "stages=[train]", "compression=none", "model.features=[32,32,32,32,32,32]"
+    )
+    assert done.returncode == 1
+    assert "no space left on the disk" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(small_disk.rglob("*.partial"))
+    assert not list(small_disk.glob("store/*/entry.json"))
+
+
+def test_a_failing_job_of_a_sweep_leaves_the_others_and_is_told_in_its_own_log(tmp_path):
+    words = ("stages=[train]", "compression=none", "-m")
+    done = run_command(tmp_path, *words, "train.loss=dice_ce,focl,dice_focal")
+    assert done.returncode == 1
+    assert len(stored_weights(tmp_path)) == 2
+    logs = [path.read_text() for path in tmp_path.glob("runs/*/medlite.log")]
+    assert len(logs) == 3
+    assert sum("did you mean 'focal'" in log and "Traceback" in log for log in logs) == 1
+    before = stored_weights(tmp_path)
+    assert run_command(tmp_path, *words, "train.loss=dice_ce,focal").returncode == 0
+    after = stored_weights(tmp_path)
+    assert before.items() <= after.items()
+    assert len(after) == 3
