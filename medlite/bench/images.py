@@ -30,17 +30,19 @@ class ImageFile:
         self._path = path
         self._num_images = int(shape[0])
         self.image_shape = tuple(int(side) for side in shape[1:])
+        self.num_bytes_each = math.prod(self.image_shape) * self._dtype.itemsize
 
     def __len__(self) -> int:
         return self._num_images
 
     def batch(self, start: int, size: int) -> np.ndarray:
         """(B, C, H, W[, D]): `size` images from position `start` on, beginning again at the end."""
-        values = math.prod(self.image_shape)
         batch = np.empty((size, *self.image_shape), dtype=self._dtype)
         with self._path.open("rb") as stream:
             for row in range(size):
                 position = (start + row) % self._num_images
-                stream.seek(self._offset + position * values * self._dtype.itemsize)
-                batch[row] = np.fromfile(stream, self._dtype, values).reshape(self.image_shape)
+                stream.seek(self._offset + position * self.num_bytes_each)
+                batch[row] = np.fromfile(stream, self._dtype, batch[row].size).reshape(
+                    self.image_shape
+                )
         return batch

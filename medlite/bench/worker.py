@@ -21,11 +21,17 @@ from medlite.errors import BenchmarkError, MedliteError
 from medlite.types import Hardware
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from medlite.bench.job import Job
     from medlite.types import InferenceSession
 
 NUM_REWARM_QUERIES = 2
 """untimed queries at the start of each block: the other candidate has emptied the caches"""
+LOADED_AHEAD_BYTES = 4 * 2**20
+"""images that are read before they are timed: reading one between two queries would take the
+weights out of the caches, reading all would count as memory of the model"""
+MIN_BATCHES = 3
 
 
 def main() -> None:
@@ -65,11 +71,19 @@ class Measured:
             self.session = job.runtime.load(job.artifact, job.hardware)
         self._position = 0
 
-    def run_next(self, batch_size: int) -> int:
-        """Run the next batch; the nanoseconds that it took, the reading of it left out."""
+    def load_ahead(self, max_batches: int, batch_size: int) -> list[np.ndarray]:
+        """The next batches in turn: as many as `LOADED_AHEAD_BYTES` hold, at least one."""
+        num_bytes = batch_size * self.images.num_bytes_each
+        count = max(1, min(max_batches, LOADED_AHEAD_BYTES // num_bytes))
+        batches = []
+        for _ in range(count):
+            batches.append(self.images.batch(self._position, batch_size))
+            self._position = (self._position + batch_size) % len(self.images)
+        return batches
+
+    def run(self, batch: np.ndarray) -> int:
+        """Run one batch; the nanoseconds that it took."""
         assert self.session is not None
-        batch = self.images.batch(self._position, batch_size)
-        self._position = (self._position + batch_size) % len(self.images)
         start = time.perf_counter_ns()
         self.session(batch)
         return time.perf_counter_ns() - start
@@ -77,23 +91,26 @@ class Measured:
 
 def time_queries(measured: Measured, *, num_queries: int, batch_size: int) -> dict[str, Any]:
     """Single stream: the next query when the previous one has ended."""
-    for _ in range(NUM_REWARM_QUERIES):
-        measured.run_next(batch_size)
+    for batch in measured.load_ahead(NUM_REWARM_QUERIES, batch_size):
+        measured.run(batch)
     gc.disable()
     before = _contention()
-    samples = [measured.run_next(batch_size) for _ in range(num_queries)]
+    samples: list[int] = []
+    while len(samples) < num_queries:
+        batches = measured.load_ahead(num_queries - len(samples), batch_size)
+        samples += [measured.run(batch) for batch in batches]
     after = _contention()
     gc.enable()
     return {"samples_ns": samples} | {key: after[key] - before[key] for key in before}
 
 
 def run_for(measured: Measured, *, seconds: float, batch_size: int) -> dict[str, Any]:
-    """Batch after batch for a time, at least three."""
-    measured.run_next(batch_size)
+    """Batch after batch for a time, at least three, after one that is not counted."""
+    measured.run(measured.load_ahead(1, batch_size)[0])
     samples: list[int] = []
     start = time.monotonic()
-    while time.monotonic() - start < seconds or len(samples) < 3:
-        samples.append(measured.run_next(batch_size))
+    while time.monotonic() - start < seconds or len(samples) < MIN_BATCHES:
+        samples += [measured.run(batch) for batch in measured.load_ahead(MIN_BATCHES, batch_size)]
     return {"samples_ns": samples, "seconds": time.monotonic() - start}
 
 

@@ -88,6 +88,23 @@ def test_logits_are_torchs_at_every_batch_size(runtime, num_images, nets, artifa
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=by_name)
+def test_logits_stay_when_the_next_batch_runs(runtime, artifacts):
+    session = runtime.load(artifacts["fp32", runtime.format], ONE_THREAD)
+    first = session(images_of(3)[:1])
+    kept = first.copy()
+    session(images_of(3)[1:2])
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=by_name)
+def test_images_may_lie_in_memory_in_any_order(runtime, nets, artifacts):
+    images = np.asfortranarray(images_of(2))
+    session = runtime.load(artifacts["fp32", runtime.format], ONE_THREAD)
+    expected = nets["fp32"](torch.from_numpy(images)).detach().numpy()
+    np.testing.assert_allclose(session(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=by_name)
 def test_quantised_graph_decides_as_in_torch(runtime, nets, artifacts):
     images = images_of(8)
     session = runtime.load(artifacts["int8", runtime.format], ONE_THREAD)
