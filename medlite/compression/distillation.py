@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medlite.compression.checks import check_options, training_rules
+from medlite.compression.copies import evaluation_copy
 from medlite.compression.feature_matching import FeatureMatching, deepest_features, tapped
 from medlite.compression.order import Stage
 from medlite.errors import MedliteError
@@ -68,7 +68,7 @@ class Distillation:
         self, net: nn.Module, context: CompressionContext
     ) -> tuple[nn.Module, dict[str, Any]]:
         """Return the distilled net, without the teacher and the adapters; `net` stays as it is."""
-        student = copy.deepcopy(net)
+        student = evaluation_copy(net)
         teacher = context.build_teacher().eval().requires_grad_(False)
         images = torch.zeros(2, *context.spec.input_shape)
         pairs = self._pairs(student, teacher, images)
@@ -109,7 +109,6 @@ class Distillation:
             return {}
         if self.features:
             return dict(self.features)
-        student, teacher = student.eval(), teacher.eval()
         return {deepest_features(student, images): deepest_features(teacher, images)}
 
     def _describe(self, teacher: nn.Module, pairs: Mapping[str, str]) -> str:
@@ -149,7 +148,7 @@ def softened_divergence(
 
 @torch.no_grad()
 def _check_outputs(student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
-    shapes = [tuple(net.eval()(images).shape[1:]) for net in (student, teacher)]
+    shapes = [tuple(net(images).shape[1:]) for net in (student, teacher)]
     if shapes[0] != shapes[1]:
         message = (
             f"distill.teacher: {type(teacher).__name__} gives logits of {shapes[1]} for an image, "

@@ -50,8 +50,7 @@ def deepest_features(net: nn.Module, images: Tensor) -> str:
     """The path of the module that gives the deepest feature map.
 
     That is the last one, in the order of execution, among those whose map (B, C, H, W[, D]) has
-    the fewest pixels, but more than one: the bottleneck of a U-Net, the input of the global
-    pooling of a classifier.
+    the fewest pixels, but more than one: what a U-Net enlarges first, what a classifier pools.
 
     Raises:
         MedliteError: no module gives a map, as in a plain vision transformer.

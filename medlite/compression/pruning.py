@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medlite.compression.channel_groups import ChannelGraph, ChannelGroup
 from medlite.compression.checks import check_options, training_rules
+from medlite.compression.copies import evaluation_copy
 from medlite.compression.mamba_channels import is_mamba, keep_inner, score_inner
 from medlite.compression.order import Stage
 from medlite.compression.structure import record_structure, restore_structure
@@ -83,7 +83,7 @@ class StructuredPruning:
             MedliteError: not one channel could be removed.
         """
         images = torch.zeros(2, *context.spec.input_shape)
-        pruned = copy.deepcopy(net).cpu().eval()
+        pruned = evaluation_copy(net)
         pruned.requires_grad_(True).zero_grad()  # tracing follows gradients
         if self.importance == "taylor":
             batches = context.calibration_batches(self.importance_batches)
@@ -104,7 +104,7 @@ class StructuredPruning:
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
         """Give a copy of `net` the pruned sizes; its weights are still to be loaded."""
-        pruned = copy.deepcopy(net)
+        pruned = evaluation_copy(net)
         restore_structure(pruned, state)
         return pruned
 
@@ -179,6 +179,7 @@ def _first_order_change(weight: Tensor) -> Tensor:
 
 def _accumulate_gradients(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) -> None:
     for batch in batches:
+        net.train().eval()  # drops what attention layers cached of the last batch's graph
         _task_loss(net(batch.image), batch.target, spec).backward()
     for parameter in net.parameters():
         if parameter.grad is None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from medlite.compression.batch_norm import replace_batch_norms
+from medlite.compression.copies import evaluation_copy
 from medlite.compression.fake_quantize import (
     PerTensorFakeQuantize,
     fake_quantizers,
@@ -43,9 +45,12 @@ def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantiz
     Raises:
         ExportError: torch cannot export the net.
     """
-    graph = trace(deployable(net), input_shape).module(check_guards=False)
+    deployed = deployable(evaluation_copy(net))
+    graph = trace(deployed, input_shape).module(check_guards=False)
     _remove_dropouts(graph, only_idle=True)
-    return _tidy(prepare_pt2e(graph, quantizer))
+    prepared = prepare_pt2e(graph, quantizer)
+    replace_batch_norms(prepared)
+    return _tidy(prepared)
 
 
 @torch.no_grad()
