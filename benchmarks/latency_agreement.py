@@ -4,7 +4,8 @@
 
 Both run the same file with the same threads, hint and precision, one query after another.
 benchmark_app times the inference alone, on one image that stays in the caches; medlite takes
-another image each time and also times handing it in and the logits out, as an application has to. On a busy machine look at the ratio of the quietest repeats.
+another image each time and also times handing it in and the logits out, as an application has
+to. On a busy machine look at the ratio of the quietest repeats.
 """
 
 import argparse
