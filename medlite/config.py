@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -223,6 +223,7 @@ def check(
         problems.append(f"runtime: name at least one of {', '.join(options['runtime'])}")
     if problems:
         raise ConfigError(problems)
+    plain |= {section: asdict(settings) for section, settings in typed.items()}
     outputs = Path(plain["outputs"])
     return JobConfig(
         name=plain["name"],

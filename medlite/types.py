@@ -248,7 +248,7 @@ class Runtime(Protocol):
         """Open the artifact for `hardware`; heavy imports happen here."""
         ...
 
-    def describe(self) -> dict[str, str]:
+    def describe(self, hardware: Hardware) -> dict[str, str]:
         """Engine, version and backend configuration, for the card."""
         ...
 

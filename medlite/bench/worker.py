@@ -65,7 +65,7 @@ class Measured:
 
         self.job = job
         self.images = ImageFile(job.images)
-        self.description = job.runtime.describe()
+        self.description = job.runtime.describe(job.hardware)
         self.session: InferenceSession | None = None
         if job.artifact is not None:
             self.session = job.runtime.load(job.artifact, job.hardware)

@@ -77,7 +77,7 @@ def software_fields(result: RunResult) -> Iterable[CardField]:
     commit = (
         git and f"{git['commit'][:12]}{', with uncommitted changes' if git['is_dirty'] else ''}"
     )
-    yield known("Commit", commit, "the run was not started in a git checkout")
+    yield known("Commit", commit, "medlite was installed, not run from a git checkout")
 
 
 def precision_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:

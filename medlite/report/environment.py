@@ -55,7 +55,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "memory_mib": round(psutil.virtual_memory().total / 2**20),
         "cpu_governor": cpu_governor(),
         "gpu": gpu_model(),
-        "git": git_state(Path.cwd()),
+        "git": git_state(Path(__file__).parent),
     }
 
 

@@ -50,14 +50,14 @@ class OnnxRuntime:
         session.prepare(1)
         return session
 
-    def describe(self) -> dict[str, str]:
+    def describe(self, hardware: Hardware) -> dict[str, str]:
         """Engine, version and backend configuration."""
         import onnxruntime
 
         return {
             "engine": "ONNX Runtime",
             "version": onnxruntime.__version__,
-            "backend": ", ".join(onnxruntime.get_available_providers()),
+            "backend": ", ".join(_providers(hardware)),
             "options": "all graph optimisations, sequential execution, one inter-op thread, "
             f"spinning {'on' if self.allow_spinning else 'off'}, static batch size",
         }

@@ -50,7 +50,7 @@ class OpenVinoRuntime:
         session.prepare(1)
         return session
 
-    def describe(self) -> dict[str, str]:
+    def describe(self, hardware: Hardware) -> dict[str, str]:
         """Engine, version and backend configuration."""
         import openvino
 

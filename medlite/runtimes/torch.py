@@ -46,14 +46,14 @@ class TorchRuntime:
         torch.set_num_threads(count_threads(hardware))
         return TorchSession(_load(artifact), hardware.device)
 
-    def describe(self) -> dict[str, str]:
+    def describe(self, hardware: Hardware) -> dict[str, str]:
         """Engine, version and backend configuration."""
         import torch
 
         return {
             "engine": "torch",
             "version": torch.__version__,
-            "backend": f"ATen ({torch.backends.cpu.get_cpu_capability()})",
+            "backend": f"ATen on {hardware.device} ({torch.backends.cpu.get_cpu_capability()})",
             "options": "torch.export program, eager, inference mode",
         }
 

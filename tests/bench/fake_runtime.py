@@ -36,7 +36,7 @@ class FakeRuntime:
             time.sleep(60)
         return FakeSession(self, np.ones(self.ballast_mib * 2**17))
 
-    def describe(self):
+    def describe(self, hardware):
         return {"engine": "fake"}
 
     def count_operators(self, artifact, hardware):

@@ -162,7 +162,7 @@ def test_onnxruntime_counts_operators_inside_the_bodies_of_loops(tmp_path):
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=by_name)
 def test_runtime_describes_engine_version_and_options(runtime):
-    description = runtime.describe()
+    description = runtime.describe(Hardware())
     assert description.keys() >= {"engine", "version", "backend", "options"}
     assert all(description.values())
 
