@@ -50,7 +50,8 @@ def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantiz
     _remove_dropouts(graph, only_idle=True)
     prepared = prepare_pt2e(graph, quantizer)
     replace_batch_norms(prepared)
-    return _tidy(prepared)
+    # torchao freezes the biases that it folds out of batch normalisation
+    return _tidy(prepared).requires_grad_(True)
 
 
 @torch.no_grad()

@@ -62,7 +62,9 @@ def compress(job: Job, baseline: Trained) -> Trained:
 def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> Trained:
     entry = baseline_entry(job, model, label)
     with entry.lock():
-        if not entry.is_done:
+        if entry.is_done:
+            _replay(job, fit_name, next(iter(entry.record()["history"].values())))
+        else:
             result = fit(
                 job.build_net(model),
                 spec=job.spec,
@@ -103,6 +105,8 @@ def _compressed(job: Job, parent: Trained, name: str, step: CompressionStep) -> 
     with entry.lock():
         if entry.is_done:
             weights, state = entry.load()
+            for fit_name, rows in entry.record()["history"].items():
+                _replay(job, fit_name, rows)
             net = step.restore(copy.deepcopy(parent.net), state, job.spec)
             net.load_state_dict(weights)
         else:
@@ -186,6 +190,14 @@ def _teacher(job: Job, step: CompressionStep) -> Trained | None:
     if name is None:
         return None
     return _trained(job, model_config(name, job.config.conf_directories), name, f"teacher_{name}")
+
+
+def _replay(job: Job, fit_name: str, rows: list[dict[str, float]]) -> None:
+    """Log the curves of a fit that another job made: every run shows how its weights came."""
+    for logger in job.loggers(fit_name):
+        for row in rows:
+            logger.log_metrics(row, step=int(row["epoch"]))
+        logger.save()
 
 
 def _announce(name: str, plan: FitPlan) -> None:

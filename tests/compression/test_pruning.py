@@ -133,6 +133,33 @@ def test_the_net_that_was_given_stays_as_it_was(trained_unet, spec):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_what_attention_layers_cache_does_not_stop_pruning(classes):
+    class Caching(TinyClassifier):
+        """As timm's attention biases: computed once in evaluation mode, dropped in training."""
+
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(3))
+            self.cache = {}
+
+        def train(self, mode=True):
+            if mode:
+                self.cache = {}
+            return super().train(mode)
+
+        def forward(self, image):
+            if self.training:
+                return super().forward(image) + 2 * self.bias
+            self.cache.setdefault("bias", 2 * self.bias)
+            return super().forward(image) + self.cache["bias"]
+
+    net = Caching().eval()
+    net(make_batch(classes, 2).image)
+    pruned, _ = replace(STEP, importance="taylor").apply(net, make_context(classes))
+    assert num_parameters(pruned) < num_parameters(net)
+    assert not net.training
+
+
 def test_fine_tuning_starts_from_the_pruned_net_and_learns(trained_unet, spec):
     step = replace(STEP, importance="taylor", epochs=6, learning_rate=1e-2)
     pruned, _ = step.apply(trained_unet, make_context(spec))

@@ -190,11 +190,47 @@ def test_flags_that_a_trainer_assigns_change_nothing(trained_unet, spec):
 
 def test_batch_normalisation_with_its_own_epsilon_is_folded(trained_unet, spec):
     graph = prepared(trained_unet, spec)
-    assert not [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
+    targets = {node.target for node in graph.graph.nodes}
+    assert torch.ops.aten.batch_norm.default not in targets
     for part in fake_quantizers(graph).values():
         part.mode = "measure"
     image = make_batch(spec, 4).image
     assert torch.allclose(graph(image), trained_unet(image), atol=1e-4)
+
+
+def test_batch_normalisation_that_follows_no_layer_is_kept_as_arithmetic():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, eps=1e-2)
+    pool = nn.MaxPool2d(2)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), pool, norm, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 1)
+    ).eval()
+    for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        tensor.uniform_(0.5, 2.0)
+    graph = prepare(net, (1, 16, 16), int8_quantizer())
+    targets = {node.target for node in graph.graph.nodes}
+    assert torch.ops.aten.batch_norm.default not in targets
+    image = torch.randn(2, 1, 16, 16)
+    assert torch.allclose(graph(image), net(image), atol=1e-5)
+
+
+def test_every_parameter_learns(trained_unet, spec):
+    graph = prepared(trained_unet, spec)
+    RangeSchedule(freeze_at=1.0).set_mode(graph, True)
+    graph(make_batch(spec, 4).image).square().mean().backward()
+    parameters = dict(graph.named_parameters())
+    assert "merge.0.weight_bias" in parameters
+    assert all(parameter.grad is not None for parameter in parameters.values())
+
+
+def test_mixed_precision_trains(trained_unet, spec):
+    graph = prepared(trained_unet, spec)
+    RangeSchedule(freeze_at=1.0).set_mode(graph, True)
+    image = make_batch(spec, 4).image
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = graph(image)
+    logits.float().square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in graph.parameters())
 
 
 def test_a_layer_with_batch_normalisation_can_stay_in_float(trained_unet, spec):

@@ -1,0 +1,69 @@
+"""What README shows works."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from medlite.command_line import conf_directory, find_options, prepare_overrides, split_verb
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^python -m medlite(.*)$", README, flags=re.MULTILINE)
+OPTIONS = find_options([conf_directory()])
+
+
+def test_it_is_short():
+    assert README.count("\n") < 150
+
+
+def test_commands_are_found():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("words", [c.split() for c in COMMANDS], ids=COMMANDS)
+def test_every_command_composes(words):
+    verb, rest = split_verb(words, ("run", "compare"))
+    if verb != "run" or "--help" in rest:
+        return
+    OmegaConf.register_new_resolver("run_name", lambda: "readme", replace=True)
+    prepared = prepare_overrides(rest, OPTIONS)
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        compose("config", [word for word in prepared if "," not in word and word != "-m"])
+
+
+def test_every_option_is_named():
+    for group, names in OPTIONS.items():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
+        assert all(f"`{name}`" in row for name in names), group
+
+
+def test_the_model_of_two_files_trains(tmp_path):
+    python = re.search(r"```python\n# my_package/tiny.py\n(.*?)```", README, re.DOTALL).group(1)
+    yaml = re.search(r"```yaml\n# my_conf/model/tiny.yaml\n(.*?)```", README, re.DOTALL).group(1)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "tiny.py").write_text(python)
+    (tmp_path / "my_conf" / "model").mkdir(parents=True)
+    (tmp_path / "my_conf" / "model" / "tiny.yaml").write_text(yaml)
+    words = (
+        "--config-dir", "my_conf", "model=tiny", "dataset=phantom", "train.epochs=1",
+        "stages=[train]", "compression=none", "logger=none",
+    )  # fmt: skip
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "medlite", *words], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-800:]
+    assert list(tmp_path.glob("outputs/store/phantom-tiny-*/weights.pt"))
+
+
+def test_make_help_lists_every_target():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert all(target in shown.stdout for target in targets.group(1).split())
