@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -99,8 +99,8 @@ def _run_name(*, _root_: DictConfig) -> str:
     choices = _choices(hydra_cfg)
     steps = "+".join(str(step) for step in _root_.compression) or "none"
     parts = [choices.get("dataset", "dataset"), choices.get("model", "model"), steps]
-    keyed = [OmegaConf.to_container(_root_, resolve=False)[key] for key in KEYED]
-    return "-".join([*parts, digest(keyed)[:6]])
+    plain = cast("dict[str, Any]", OmegaConf.to_container(_root_))
+    return "-".join([*parts, digest([plain[section] for section in KEYED])[:6]])
 
 
 def _disk_is_full(error: OSError, cfg: DictConfig) -> str:
