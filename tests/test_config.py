@@ -65,6 +65,13 @@ def test_settings_of_a_step_that_was_not_chosen_fall_away():
     assert list(checked("compression=none", "compression.qat.epochs=1").compression) == []
 
 
+@pytest.mark.parametrize("name", OPTIONS["experiment"])
+def test_every_experiment_composes_and_names_its_command(name):
+    text = (conf_directory() / "experiment" / f"{name}.yaml").read_text()
+    assert text.splitlines()[1].startswith(f"# python -m medlite experiment={name}")
+    assert checked(f"experiment={name}").dataset["_target_"]
+
+
 def test_a_misspelt_group_gets_the_closest():
     with pytest.raises(ConfigError, match="modle: no such group or key, did you mean 'model'"):
         prepare_overrides(["modle=unet"], OPTIONS)

@@ -6,6 +6,7 @@ activations, one scale a tensor; int8 weights, one scale a channel), everything 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -205,5 +206,20 @@ def _report(
         f"int8 weights with one scale a channel; {how}",
     )
     scans = count_scans(converted)
-    kept = [*quantizer.float_layers, *([f"{scans} selective scans"] if scans else [])]
+    kept = [*_in_short(quantizer.float_layers), *([f"{scans} selective scans"] if scans else [])]
     context.report("kept in float", ", ".join(kept) or "nothing")
+
+
+def _in_short(names: Sequence[str]) -> list[str]:
+    """The names, with three or more that end alike as one entry.
+
+    >>> _in_short(["stem", "a.x_proj", "b.x_proj", "c.x_proj"])
+    ['stem', '3 x_proj']
+    """
+    endings = Counter(name.rpartition(".")[2] for name in names)
+    often = {ending for ending, count in endings.items() if count > 2 and not ending.isdigit()}
+    shortened = (
+        f"{endings[ending]} {ending}" if (ending := name.rpartition(".")[2]) in often else name
+        for name in names
+    )
+    return list(dict.fromkeys(shortened))

@@ -17,7 +17,7 @@ from torch import nn
 from medlite.bench.benchmark import BenchmarkResult
 from medlite.bench.callback import BenchmarkCallback
 from medlite.config import digest
-from medlite.export.export import export
+from medlite.export.export import export_all
 from medlite.pipeline.job import Job
 from medlite.tasks.supervised import SupervisedTask
 from medlite.types import Artifact, Measurement, Predictions
@@ -42,16 +42,13 @@ def export_models(job: Job, nets: Mapping[str, nn.Module], key: str) -> Artifact
     artifacts: Artifacts = {}
     for name, net in nets.items():
         _log.info("export: %s as %s", name or "the deployed model", ", ".join(formats))
-        artifacts[name] = {
-            form: export(
-                net,
-                format=form,
-                input_shape=job.spec.input_shape,
-                directory=job.config.directory / "artifacts",
-                stem=name or "model",
-            )
-            for form in formats
-        }
+        artifacts[name] = export_all(
+            net,
+            formats=formats,
+            input_shape=job.spec.input_shape,
+            directory=job.config.directory / "artifacts",
+            stem=name or "model",
+        )
     plain = {
         name: {form: artifact.to_json() for form, artifact in by_format.items()}
         for name, by_format in artifacts.items()

@@ -18,7 +18,7 @@ _SLOWDOWN = {"structure": 1.0, "train": 1.6, "numeric": 2.5}
 """a fine-tuning step beside a plain one: a teacher's forward pass, fake quantisation"""
 
 _CONVERSION_SECONDS = 20.0
-"""tracing, preparing and converting a graph, or exporting it to one format"""
+"""tracing, preparing and converting a graph, or exporting it"""
 
 _PROCESS_SECONDS = 4.0
 """starting one measuring process and loading a model in it"""
@@ -102,7 +102,7 @@ def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) ->
 
 def _plan_export(job: Job) -> PlannedStage:
     formats = sorted({runtime.format for runtime in job.runtimes.values()})
-    seconds = _CONVERSION_SECONDS * len(formats) * _num_models(job)
+    seconds = _CONVERSION_SECONDS * _num_models(job)
     return PlannedStage(stage="export", what=", ".join(formats), seconds=seconds)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from medlite.bench.complexity import count_complexity
 from medlite.export.divergence import first_divergence
 from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
-from medlite.metrics.task import primary_metric
+from medlite.metrics.task import build_metrics, primary_metric
 from medlite.pipeline.job import Job
 from medlite.pipeline.loggers import Sinks
 from medlite.pipeline.measuring import Artifacts, predict
@@ -31,7 +32,7 @@ from medlite.report.terminal import console, print_summary
 from medlite.report.verdict import summarise_verdict
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
-from medlite.types import Artifact, Measurement, Predictions
+from medlite.types import Artifact, DataSpec, Measurement, Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def _check_parity(
             said.logits,
             labels=job.spec.labels,
             precision=artifact.precision,
+            metric=partial(_primary_score, job.spec, said.targets),
         )
         rows.append({"candidate": key, **asdict(parity), "passed": parity.passed})
         if not parity.passed:
@@ -148,7 +150,15 @@ def _find_divergence(job: Job, evidence: Evidence, name: str, artifact: Artifact
     if artifact.format == "torch":
         return "torch programs do not show their inner tensors"
     images = job.data.test_images(4).numpy()
-    return str(first_divergence(evidence.nets[name], artifact, images))
+    found = first_divergence(evidence.nets[name], artifact, images)
+    return str(found) if found is not None else "no layer differs on four images of the test split"
+
+
+def _primary_score(spec: DataSpec, targets: np.ndarray, logits: np.ndarray) -> float:
+    """The task metric of logits on the test split."""
+    metrics = build_metrics(spec)
+    metrics.update(torch.from_numpy(logits), torch.from_numpy(targets))
+    return float(metrics.compute()[primary_metric(spec)])
 
 
 def _judge_safety(
