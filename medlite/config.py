@@ -34,7 +34,10 @@ KEYED = (
 """the sections that decide a run's result; the others only say where it goes"""
 
 DATA_FACTS = ("in_channels", "num_classes", "image_size", "spatial_dims")
-"""what the dataset tells every model that wants to know"""
+"""what the dataset tells every model that names it in its constructor"""
+
+REQUIRED_FACTS = ("in_channels", "num_classes")
+"""those that a constructor with **arguments is told as well"""
 
 
 def digest(made_of: Any) -> str:
@@ -143,9 +146,12 @@ def build(node: Mapping[str, Any], /, **arguments: Any) -> Any:
         MedliteError: raised by the constructor itself.
     """
     target = locate(node["_target_"])
-    accepted = _parameters(target)
-    takes_all = accepted is None
-    fitting = {k: v for k, v in arguments.items() if takes_all or k in (accepted or {})}
+    named = inspect.signature(target).parameters
+    fitting = {
+        name: value
+        for name, value in arguments.items()
+        if name in named or (name in REQUIRED_FACTS and _takes_any_keyword(target))
+    }
     try:
         return instantiate({**node}, **fitting, _convert_="all")
     except InstantiationException as error:
@@ -305,9 +311,9 @@ def _check_constructors(plain: Mapping[str, Any]) -> Iterator[str]:
 def _check_signature(
     path: str, target: Callable[..., Any], node: Mapping[str, Any]
 ) -> Iterator[str]:
-    parameters = _parameters(target)
-    if parameters is None:
+    if _takes_any_keyword(target):
         return
+    parameters = inspect.signature(target).parameters
     for key in node:
         if not key.startswith("_") and key not in parameters:
             name = getattr(target, "__name__", str(target))
@@ -329,9 +335,6 @@ def _problems_of_building(path: str, node: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """By name; None where the target takes any keyword."""
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return dict(parameters)
+def _takes_any_keyword(target: Callable[..., Any]) -> bool:
+    kinds = (parameter.kind for parameter in inspect.signature(target).parameters.values())
+    return inspect.Parameter.VAR_KEYWORD in kinds

@@ -176,6 +176,16 @@ def test_build_passes_only_what_a_constructor_takes():
     assert build(node, denominator=4, image_size=(1, 2)) == 0.75
 
 
+def takes_anything(*, width, **arguments):
+    return width, arguments
+
+
+def test_a_constructor_with_free_keywords_is_told_channels_and_classes_only():
+    node = {"_target_": f"{__name__}.takes_anything", "width": 8}
+    built = build(node, in_channels=1, num_classes=2, image_size=(4, 4), spatial_dims=2)
+    assert built == (8, {"in_channels": 1, "num_classes": 2})
+
+
 def test_the_key_knows_order_and_ignores_where_results_go():
     base = checked("compression=[prune,qat]")
     assert base.key == checked("compression=[prune,qat]", "logger=none", "outputs=elsewhere").key

@@ -20,9 +20,14 @@ def check_order(steps: Mapping[str, Any]) -> list[str]:
         steps: the steps by name, in the order in which they are to be applied. A step, or its
             class, says where it belongs by its attribute `stage`.
 
-    >>> from types import SimpleNamespace as Step
-    >>> check_order({"prune": Step(stage="structure"), "qat": Step(stage="numeric")})
+    >>> class Prune:
+    ...     stage = "structure"
+    >>> class Qat:
+    ...     stage = "numeric"
+    >>> check_order({"prune": Prune, "qat": Qat})
     []
+    >>> check_order({"qat": Qat, "prune": Prune})[0][:44]
+    "compression: 'prune' cannot follow 'qat', wh"
     """
     pairs = combinations(steps.items(), 2)
     return [problem for earlier, later in pairs for problem in _problems(*earlier, *later)]
