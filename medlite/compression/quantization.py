@@ -206,7 +206,9 @@ def _report(
         f"int8 weights with one scale a channel; {how}",
     )
     scans = count_scans(converted)
-    kept = [*_in_short(quantizer.float_layers), *([f"{scans} selective scans"] if scans else [])]
+    kept = _in_short(quantizer.float_layers)
+    if scans:
+        kept.append(f"{scans} selective scan{'s' * (scans != 1)}")
     context.report("kept in float", ", ".join(kept) or "nothing")
 
 

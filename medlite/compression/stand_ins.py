@@ -111,10 +111,10 @@ def hide_activations(net: nn.Module) -> Iterator[None]:
 def hide_mixers(net: nn.Module) -> Iterator[None]:
     """Attention, and the layers that own a Mamba block, as blocks without inside.
 
-    Attention is known by its `num_heads`. The owner of a Mamba block is hidden with it, because
-    it may cut its channels into parts or share a normalisation between them.
+    Attention is the innermost module with `num_heads`. The owner of a Mamba block is hidden with
+    it, because it may cut its channels into parts or share a normalisation between them.
     """
-    attention = [module for module in net.modules() if isinstance(_num_heads(module), int)]
+    attention = [module for module in net.modules() if _holders_of_heads(module) == [module]]
     mambas = [_owner(net, name) for name, module in net.named_modules() if is_mamba(module)]
     with _swapped(net, {module: Opaque(module) for module in (*attention, *mambas)}):
         yield
@@ -201,8 +201,8 @@ def _owner(net: nn.Module, mamba_name: str) -> nn.Module:
     return owner if is_layer else net.get_submodule(mamba_name)
 
 
-def _num_heads(module: nn.Module) -> Any:
-    return getattr(module, "num_heads", None)
+def _holders_of_heads(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if hasattr(part, "num_heads")]
 
 
 def _width(features: Tensor) -> int:

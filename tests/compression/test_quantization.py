@@ -25,10 +25,12 @@ from medlite.compression.quantized_graph import (
     activation_ranges,
     calibrate,
     count_quantized,
+    count_scans,
     prepare,
 )
 from medlite.compression.quantizer import Int8Quantizer
 from medlite.errors import ConfigError, ExportError, MedliteError
+from medlite.models.layers.mamba import MambaBlock
 
 STEPS = {
     "ptq": PostTrainingQuantization(calibration_samples=16),
@@ -339,6 +341,38 @@ def test_a_net_that_branches_on_its_data_is_refused(spec):
 
     with pytest.raises(ExportError, match=r"cannot trace the network"):
         STEPS["ptq"].apply(Branching(), make_context(spec))
+
+
+def test_a_net_that_mixes_its_batch_is_refused(spec):
+    class Mean(nn.Sequential):
+        def forward(self, image):
+            return super().forward(image).mean(0, keepdim=True)
+
+    net = Mean(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    with pytest.raises(ExportError, match=r"gives 1 outputs for 3 images"):
+        STEPS["ptq"].apply(net, make_context(spec))
+
+
+def test_a_selective_scan_stays_one_float_operator(spec):
+    class TokenMixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 4, stride=4)
+            self.mamba = MambaBlock(8, d_state=4)
+            self.head = nn.Conv2d(8, 1, 1)
+
+        def forward(self, image):
+            features = self.stem(image)
+            tokens = self.mamba(features.flatten(2).transpose(1, 2))
+            coarse = self.head(tokens.transpose(1, 2).unflatten(2, features.shape[2:]))
+            return nn.functional.interpolate(coarse, scale_factor=4.0)
+
+    context = make_context(spec)
+    quantised, _ = STEPS["qat"].apply(TokenMixer(), context)
+    assert count_scans(quantised) == 1
+    assert count_quantized(quantised) == 2  # in_proj and out_proj
+    kept = "stem, mamba.conv1d, mamba.x_proj, mamba.dt_proj, head, 1 selective scan"
+    assert context.report.lines["kept in float"] == kept
 
 
 def test_ranges_of_another_structure_are_refused(trained_unet, spec):
