@@ -31,8 +31,8 @@ class Distillation:
     Args:
         epochs: epochs of distillation; the student starts from its trained weights.
         learning_rate: peak learning rate.
-        teacher: a model option; "auto" takes unet for segmentation, resnet18 for classification.
-        teacher_epochs: epochs of the teacher's own training; None: as many as the student's.
+        teacher: a model option, trained by the run's own settings and kept in the store; "auto"
+            takes unet for segmentation, resnet18 for classification.
         temperature: T, at least 1 softens.
         alpha: share of the teacher in the loss of the logits, in [0, 1].
         feature_weight: weight of the distance between feature maps; 0: logits only.
@@ -45,19 +45,15 @@ class Distillation:
     epochs: int
     learning_rate: float
     teacher: str = "auto"
-    teacher_epochs: int | None = None
     temperature: float = 2.0
     alpha: float = 0.5
     feature_weight: float = 0.0
     features: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        teacher_epochs = self.teacher_epochs
-        is_count = teacher_epochs is None or teacher_epochs >= 1
         check_options(
             [
                 *training_rules(self.epochs, self.learning_rate),
-                ("teacher_epochs", teacher_epochs, is_count, "a whole number from 1 up"),
                 ("temperature", self.temperature, self.temperature > 0, "above 0"),
                 ("alpha", self.alpha, 0 <= self.alpha <= 1, "in [0, 1]"),
                 ("feature_weight", self.feature_weight, self.feature_weight >= 0, "0 or above"),
