@@ -58,6 +58,8 @@ def _run(argv: list[str]) -> int:
 def _job(cfg: DictConfig, directories: list[Path]) -> str:
     hydra_cfg = HydraConfig.get()
     is_sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    pipeline = importlib.import_module("medlite.pipeline.run")
+    pipeline.quieten_libraries()
     try:
         config = check(
             cfg,
@@ -67,7 +69,7 @@ def _job(cfg: DictConfig, directories: list[Path]) -> str:
         )
         if is_sweep and config.logger.group is None:
             config.logger.group = f"sweep-{digest(sys.argv)[:6]}"
-        return str(importlib.import_module("medlite.pipeline.run").run(config))
+        return str(pipeline.run(config))
     except MedliteError as error:
         if is_sweep:
             raise

@@ -38,7 +38,6 @@ def run(config: JobConfig) -> Path:
     Raises:
         MedliteError: anything that the user can mend.
     """
-    _quieten_libraries()
     with exclusive(config.directory):
         _check_before_anything(config)
         images: ImageData = build(config.dataset)
@@ -131,7 +130,8 @@ def _write_splits(directory: Path, images: ImageData) -> None:
         _log.warning("%d bad files were skipped: see %s", len(images.skipped), directory)
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
+    """Leave the console to the job: of the libraries below it, errors alone are shown."""
     for name in ("lightning.pytorch", "torch", "onnx_ir", "onnxscript", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
