@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -223,8 +223,7 @@ def check(
     for section in ("compression", "runtime"):
         plain[section] = _chosen_parts(section, plain[section], options[section], problems)
     problems += list(_check_constructors(plain))
-    unknown_stages = [stage for stage in plain["stages"] if stage not in STAGES]
-    problems += [f"stages: {name!r}, {did_you_mean(name, STAGES)}" for name in unknown_stages]
+    problems += _check_stages(plain["stages"])
     if not plain["runtime"]:
         problems.append(f"runtime: name at least one of {', '.join(options['runtime'])}")
     if problems:
@@ -236,7 +235,7 @@ def check(
         directory=outputs / "runs" / plain["name"],
         outputs=outputs,
         seed=plain["seed"],
-        stages=tuple(stage for stage in STAGES if stage in plain["stages"]),
+        stages=tuple(plain["stages"]),
         choices={
             **choices,
             "compression": "+".join(plain["compression"]) or "none",
@@ -250,6 +249,14 @@ def check(
         resolved=plain,
         **typed,
     )
+
+
+def _check_stages(stages: Sequence[str]) -> Iterator[str]:
+    unknown = [stage for stage in stages if stage not in STAGES]
+    yield from (f"stages: {name!r}, {did_you_mean(name, STAGES)}" for name in unknown)
+    first = ", ".join(STAGES[: max(1, len(stages))])
+    if not unknown and tuple(stages) != STAGES[: max(1, len(stages))]:
+        yield f"stages: a run stops after one of them: [{first}]; what is there is not made again"
 
 
 def _typed_section(section: str, schema: type, values: Mapping[str, Any]) -> tuple[Any, list[str]]:

@@ -106,6 +106,11 @@ def test_all_errors_are_told_at_once():
     assert len(found) == 4
 
 
+@pytest.mark.parametrize("stages", ["[report]", "[train,bench]", "[]"])
+def test_stages_are_the_first_ones(stages):
+    assert "stages: a run stops after one of them: [train" in problems_of(f"stages={stages}")[0]
+
+
 def test_a_wrong_type_is_told():
     (problem,) = problems_of("train.epochs=many")
     assert problem.startswith("train.epochs: ")
