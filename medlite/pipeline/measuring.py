@@ -79,9 +79,10 @@ def measure(
         directory=directory,
     )
     task = SupervisedTask(nets[""], spec=job.spec, settings=job.config.train)
+    # One batch: the callback takes every image from the loader itself, in the runtimes.
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_progress_bar=False, limit_test_batches=1,
     )  # fmt: skip
     trainer.test(task, datamodule=job.data, verbose=False)
     result = callback.result
