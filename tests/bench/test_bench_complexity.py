@@ -7,7 +7,7 @@ from torch import nn
 from medlite.bench.complexity import count_complexity
 from medlite.compression.quantized_graph import calibrate, convert, prepare
 from medlite.compression.quantizer import Int8Quantizer
-from medlite.models.layers.selective_scan import selective_scan
+from medlite.models.layers.scans.selective import selective_scan
 
 SHAPE = (3, 8, 8)
 

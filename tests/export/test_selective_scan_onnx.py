@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from medlite.export.selective_scan_onnx import translation_table
-from medlite.models.layers.selective_scan import selective_scan
+from medlite.models.layers.scans.selective import selective_scan
 from medlite.models.ultralight_vm_unet import UltraLightVMUNet
 
 NUM_STATES = 16

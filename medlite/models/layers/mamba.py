@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medlite.models.layers.selective_scan import selective_scan
+from medlite.models.layers.scans.selective import selective_scan
 
 DELTA_MIN, DELTA_MAX = 1e-3, 1e-1
 """Step sizes at initialisation, log-uniform."""

@@ -11,20 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medlite.models.layers import selective_scan as module
-from medlite.models.layers.selective_scan import selective_scan
-
-
-def scan_sequentially(x, delta, A, B, C, D):
-    """The definition, one token after the other, in float64."""
-    x, delta, A, B, C, D = (t.double() for t in (x, delta, A, B, C, D))
-    state = torch.zeros(x.shape[0], *A.shape, dtype=torch.float64)
-    outputs = []
-    for t in range(x.shape[1]):
-        u = delta[:, t] * x[:, t]
-        state = torch.exp(delta[:, t, :, None] * A) * state + u[..., None] * B[:, t, None]
-        outputs.append((state * C[:, t, None]).sum(-1))
-    return torch.stack(outputs, dim=1) + D * x
+from medlite.models.layers.scans import lanes
+from medlite.models.layers.scans.reference import selective_scan_reference
+from medlite.models.layers.scans.selective import selective_scan
 
 
 def make_operands(batch, length, channels, num_states=16, dtype=torch.float32, seed=0):
@@ -62,14 +51,14 @@ DELTAS = {
 def test_scan_equals_the_loop_over_4096_tokens(name):
     x, delta, *rest = make_operands(1, 4096, 16)
     operands = [x, DELTAS[name](delta), *rest]
-    expected = scan_sequentially(*operands)
+    expected = selective_scan_reference(*operands)
     assert relative_error(selective_scan(*operands), expected) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 37, 5, 3), (3, 64, 12, 16), (1, 129, 48, 4)])
 def test_scan_equals_the_loop_for_any_shape(shape):
     operands = make_operands(*shape)
-    assert relative_error(selective_scan(*operands), scan_sequentially(*operands)) < 1e-6
+    assert relative_error(selective_scan(*operands), selective_scan_reference(*operands)) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2, 2), (2, 7, 3, 2), (1, 13, 2, 3), (3, 16, 2, 2)])
@@ -78,11 +67,34 @@ def test_derivative_passes_gradcheck(shape):
     assert torch.autograd.gradcheck(selective_scan, [t.requires_grad_() for t in operands])
 
 
+def with_parameter_sets(batch, sets, length, channels, num_states, dtype=torch.float32):
+    """Operands that differ between the sets: (B, P, L, ...) and (P, ...)."""
+    each = [make_operands(batch, length, channels, num_states, dtype, seed) for seed in range(sets)]
+    x, delta, A, B, C, D = zip(*each, strict=True)
+    A = [(1 + seed) * rates for seed, rates in enumerate(A)]
+    axes = (1, 1, 0, 1, 1, 0)
+    operands = (x, delta, A, B, C, D)
+    return [torch.stack(list(o), dim=axis) for o, axis in zip(operands, axes, strict=True)]
+
+
+def test_parameter_sets_are_scans_of_their_own():
+    x, delta, A, B, C, D = operands = with_parameter_sets(2, 4, 23, 5, 3)
+    actual = selective_scan(*operands)
+    for p in range(4):
+        alone = selective_scan_reference(x[:, p], delta[:, p], A[p], B[:, p], C[:, p], D[p])
+        assert relative_error(actual[:, p], alone) < 1e-6
+
+
+def test_derivative_by_parameter_sets_passes_gradcheck():
+    operands = with_parameter_sets(2, 3, 7, 2, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(selective_scan, [t.requires_grad_() for t in operands])
+
+
 @pytest.mark.parametrize("tile_elements", [1, 200, 1500])
 def test_tiles_of_any_size_give_the_same_values_and_derivatives(monkeypatch, tile_elements):
-    monkeypatch.setitem(module.TILE_ELEMENTS, "cpu", tile_elements)
+    monkeypatch.setitem(lanes.TILE_ELEMENTS, "cpu", tile_elements)
     operands = [t.requires_grad_() for t in make_operands(5, 19, 4, 7, dtype=torch.float64)]
-    expected = scan_sequentially(*operands)
+    expected = selective_scan_reference(*operands)
     weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
     actual = selective_scan(*operands)
     torch.testing.assert_close(actual, expected)
@@ -95,7 +107,7 @@ def test_derivative_stays_accurate_in_float32_over_long_sequences():
     operands = [t.requires_grad_() for t in make_operands(1, 1000, 8)]
     exact = [t.detach().double().requires_grad_() for t in operands]
     grads = torch.autograd.grad(selective_scan(*operands).square().sum(), operands)
-    expected = torch.autograd.grad(scan_sequentially(*exact).square().sum(), exact)
+    expected = torch.autograd.grad(selective_scan_reference(*exact).square().sum(), exact)
     assert max(map(relative_error, grads, expected)) < 1e-5
 
 
@@ -126,7 +138,7 @@ def test_mixed_precisions_compute_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = selective_scan(x.bfloat16(), delta, *rest)
     assert actual.dtype == torch.float32
-    assert relative_error(actual, scan_sequentially(x.bfloat16(), delta, *rest)) < 1e-6
+    assert relative_error(actual, selective_scan_reference(x.bfloat16(), delta, *rest)) < 1e-6
 
 
 class Scan(nn.Module):
@@ -150,13 +162,14 @@ def test_exported_program_holds_one_node_and_takes_any_batch_and_length():
     shapes = ({0: batch, 1: length},) * 4
     program = torch.export.export(net, module_inputs(2, 10), dynamic_shapes=shapes)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert calls == [torch.ops.medlite.selective_scan.default]
+    assert calls.count(torch.ops.medlite.selective_scan.default) == 1
+    assert {str(call).split(".")[1] for call in calls} <= {"selective_scan", "unsqueeze", "squeeze"}
     inputs = module_inputs(3, 25)
     assert torch.equal(program.module()(*inputs), net(*inputs))
 
 
 def test_operator_registration_is_sound():
-    operands = [t.requires_grad_() for t in make_operands(2, 9, 3, 2)]
+    operands = [t.requires_grad_() for t in with_parameter_sets(2, 2, 9, 3, 2)]
     torch.library.opcheck(torch.ops.medlite.selective_scan.default, operands)
 
 

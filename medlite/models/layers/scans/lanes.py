@@ -1,10 +1,4 @@
-"""The selective scan of Mamba as one opaque operator, `torch.ops.medlite.selective_scan`.
-
-    h_t = exp(delta_t A) h_{t-1} + (delta_t x_t) B_t        y_t = C_t . h_t + D x_t
-
-(Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
-arXiv 2312.00752, equations 2a-2b and algorithm 2.) Export, quantisation, pruning and FLOP
-counters see a single node with a derivative; inside, it runs on ATen operations of any device.
+"""The selective scan as lanes of ATen operations, for any device and precision.
 
 The L tokens are cut into lanes of about sqrt(L) contiguous steps, which advance side by side.
 A first pass finds what every lane adds to a zero state, a log-depth scan over the lanes finds
@@ -13,8 +7,9 @@ negative, so nothing overflows for any delta. The derivative is the same scan ru
 Samples and states are independent until the read-out, so the work is cut into tiles of them
 that stay in the cache: nothing of the size B L D N is ever held.
 
-Letters: B batch, L tokens, D channels, N states; S steps of a lane, K lanes times samples,
-the lane being the slower index. Tiles are (S, N, D, K), so that every loop runs over long rows.
+Letters: B batch, P parameter sets, L tokens, D channels, N states; S steps of a lane, K lanes
+times B times P, the lane being the slowest index. Tiles are (S, N, D, K), so that every loop
+runs over long rows.
 """
 
 # ruff: noqa: N803, N815, PLR0917 - the letters and the argument order of the paper
@@ -23,46 +18,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 LOG2_E = math.log2(math.e)
 """Folded into A because exp2 is several times faster than exp on the CPU."""
 
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
+TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """Elements of a tile: within the last-level cache, or enough to fill a GPU."""
 
 
-def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """Scan `x` with input-dependent steps; the letters are those of the paper.
-
-    Computes in float32 (or float64 where `x` is that), also under autocast.
+def forward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """Outputs (B, P, L, D).
 
     Args:
-        x: (B, L, D) inputs.
-        delta: (B, L, D) step sizes, not negative (softplus already applied).
-        A: (D, N) negative decay rates.
-        B: (B, L, N) input weights.
-        C: (B, L, N) read-out weights.
-        D: (D,) weights of the direct path.
-
-    Returns:
-        (B, L, D) outputs.
+        x: (B, P, L, D) inputs.
+        delta: (B, P, L, D) step sizes, not negative.
+        A: (P, D, N) negative decay rates.
+        B: (B, P, L, N) input weights.
+        C: (B, P, L, N) read-out weights.
+        D: (P, D) weights of the direct path.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    operands = [t if t.dtype == dtype else t.to(dtype) for t in (x, delta, A, B, C, D)]
-    return torch.ops.medlite.selective_scan(*operands)
-
-
-@torch.library.custom_op("medlite::selective_scan", mutates_args=())
-def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     outputs = torch.empty_like(x, memory_format=torch.contiguous_format)
-    A2 = (A * LOG2_E).t().contiguous()
-    tiling = _Tiling.choose(x, num_states=A.shape[1])
+    A2 = (A * LOG2_E).permute(2, 1, 0).contiguous()
+    tiling = _Tiling.choose(x, num_states=A.shape[-1])
     buffers = tiling.new_buffers(x, count=2)
     for samples in tiling.sample_slices():
         lanes = _Lanes.cut(x[samples], delta[samples], B[samples], tiling.steps)
@@ -72,18 +54,28 @@ def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) 
             tile = lanes.scan(A2[states], states, buffers)
             y += tile.state.mul_(C_lanes[:, states, None]).sum(1)
         outputs[samples] = _to_tokens(y, x[samples].shape)
-    return outputs.addcmul_(x, D)
+    return outputs.addcmul_(x, D.unsqueeze(1))
 
 
-@torch.library.custom_op("medlite::selective_scan_backward", mutates_args=())
-def _scan_backward(
+def backward(
     grad: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    At = A.t().contiguous()
+    """The derivatives by x, delta, A, B, C and D.
+
+    Args:
+        grad: (B, P, L, D) the derivative by the outputs.
+        x: as in `forward`, like all others.
+        delta: as in `forward`.
+        A: as in `forward`.
+        B: as in `forward`.
+        C: as in `forward`.
+        D: as in `forward`.
+    """
+    At = A.permute(2, 1, 0).contiguous()
     A2 = At * LOG2_E
     grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta, B, C)]
     grad_A = torch.zeros_like(At)
-    tiling = _Tiling.choose(x, num_states=A.shape[1])
+    tiling = _Tiling.choose(x, num_states=A.shape[-1])
     buffers = tiling.new_buffers(x, count=5)
     for samples in tiling.sample_slices():
         lanes = _Lanes.cut(x[samples], delta[samples], B[samples], tiling.steps)
@@ -94,38 +86,9 @@ def _scan_backward(
         for total, part in zip(grads, adjoint.finish(lanes), strict=True):
             total[samples] = _to_tokens(part, total[samples].shape)
     grad_x, grad_delta, grad_B, grad_C = grads
-    grad_D = (grad * x).sum((0, 1))
-    return grad_x.addcmul_(grad, D), grad_delta, grad_A.t().contiguous(), grad_B, grad_C, grad_D
-
-
-@_scan.register_fake
-def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@_scan_backward.register_fake
-def _(
-    grad: Tensor,
-    *operands: Tensor,
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in operands)
-
-
-def _save_operands(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.ops.medlite.selective_scan_backward(grad, *ctx.saved_tensors)
-
-
-_scan.register_autograd(_differentiate, setup_context=_save_operands)
-
-
-@register_flop_formula(torch.ops.medlite.selective_scan)
-def _count_flops(x_shape: Any, delta_shape: Any, A_shape: Any, *_: Any, **__: Any) -> int:
-    """9 B L D N + 2 B L D: the count that the Mamba literature uses."""
-    return (9 * A_shape[1] + 2) * math.prod(x_shape)
+    grad_x.addcmul_(grad, D.unsqueeze(1))
+    grad_D = (grad * x).sum((0, 2))
+    return grad_x, grad_delta, grad_A.permute(2, 1, 0).contiguous(), grad_B, grad_C, grad_D
 
 
 class _Tiling(NamedTuple):
@@ -139,17 +102,19 @@ class _Tiling(NamedTuple):
 
     @classmethod
     def choose(cls, x: Tensor, num_states: int) -> _Tiling:
-        batch, length, channels = x.shape
-        room = TILE_ELEMENTS.get(x.device.type, TILE_ELEMENTS["cpu"]) // max(length * channels, 1)
+        batch, sets, length, channels = x.shape
+        room = TILE_ELEMENTS.get(x.device.type, TILE_ELEMENTS["cpu"])
+        room //= max(sets * length * channels, 1)
         samples = min(max(room // num_states, 1), max(batch, 1))
         steps = 2 ** round(math.log2(max(length, 1)) / 2)
         return cls(steps, batch, samples, num_states, min(max(room // samples, 1), num_states))
 
     def new_buffers(self, x: Tensor, count: int) -> Tensor:
         """(count, elements of the largest tile); one allocation serves all tiles."""
-        _, length, channels = x.shape
+        _, sets, length, channels = x.shape
         padded = -(-length // self.steps) * self.steps
-        return x.new_empty(count, padded * channels * self.num_samples * self.tile_states)
+        elements = sets * padded * channels * self.num_samples * self.tile_states
+        return x.new_empty(count, elements)
 
     def sample_slices(self) -> Iterator[slice]:
         return _slices(self.batch, self.num_samples)
@@ -175,23 +140,29 @@ class _Lanes(NamedTuple):
     delta: Tensor
     u: Tensor
     B: Tensor
-    num_samples: int
+    num_rows: int
+    """samples times parameter sets: what K holds beside the lanes"""
 
     @classmethod
     def cut(cls, x: Tensor, delta: Tensor, B: Tensor, steps: int) -> _Lanes:
         x_lanes, delta_lanes = _to_lanes(x, steps), _to_lanes(delta, steps)
         u = x_lanes * delta_lanes
-        return cls(x_lanes, delta_lanes, u, _to_lanes(B, steps), x.shape[0])
+        return cls(x_lanes, delta_lanes, u, _to_lanes(B, steps), x.shape[0] * x.shape[1])
 
     def scan(self, A2: Tensor, states: slice, buffers: Tensor) -> _Tile:
-        """All states (N of them, rates A2 (N, D) to base 2) at all steps, in the buffers."""
-        rates = A2[:, :, None]
+        """All states (N of them, rates A2 (N, D, P) to base 2) at all steps, in the buffers."""
+        rates = self.spread(A2)
         decay, state = _shaped(buffers[:2], self.delta, num_states=A2.shape[0])
         torch.mul(self.delta[:, None], rates, out=decay).exp2_()
         torch.mul(self.u[:, None], self.B[:, states, None], out=state)
         lane_decay = self.delta.sum(0).mul(rates).exp2_()
-        entering = _recur_(decay, state, lane_decay, self.num_samples)
+        entering = _recur_(decay, state, lane_decay, self.num_rows)
         return _Tile(decay, state, lane_decay, entering)
+
+    def spread(self, rates: Tensor) -> Tensor:
+        """(N, D, P) -> (N, D, K), or (N, D, 1) where all of K has the same."""
+        sets = rates.shape[-1]
+        return rates if sets == 1 else rates.repeat(1, 1, self.u.shape[-1] // sets)
 
 
 class _Adjoint(NamedTuple):
@@ -218,21 +189,21 @@ class _Adjoint(NamedTuple):
     def accumulate(
         self, lanes: _Lanes, tile: _Tile, At: Tensor, states: slice, buffers: Tensor
     ) -> Tensor:
-        """Add one tile's share; returns the derivative by its rates (N, D)."""
+        """Add one tile's share; returns the derivative by its rates (N, D, P)."""
         G, r, product = _shaped(buffers, lanes.delta, num_states=At.shape[0])
         grad = self.grad[:, None]
         self.grad_C[:, states] = torch.mul(tile.state, grad, out=product).sum(2)
         torch.mul(grad, self.C[:, states, None], out=G)
         torch.mul(G, tile.decay, out=r)
-        entering = _recur_(tile.decay, r, tile.lane_decay, lanes.num_samples, is_reversed=True)
+        entering = _recur_(tile.decay, r, tile.lane_decay, lanes.num_rows, is_reversed=True)
         G[:-1] += r[1:]
         G[-1] += entering
         self.grad_B[:, states] = torch.mul(G, lanes.u[:, None], out=product).sum(2)
         self.sum_GB.add_(G.mul_(lanes.B[:, states, None]).sum(1))
         r[1:] *= tile.state[:-1]
         r[0] *= tile.entering
-        self.grad_delta.add_(torch.mul(r, At[:, :, None], out=product).sum(1))
-        return r.mul_(lanes.delta[:, None]).sum((0, 3))
+        self.grad_delta.add_(torch.mul(r, lanes.spread(At), out=product).sum(1))
+        return r.mul_(lanes.delta[:, None]).sum(0).unflatten(-1, (-1, At.shape[-1])).sum(2)
 
     def finish(self, lanes: _Lanes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Derivatives by x (direct path left out), delta, B and C, as lanes."""
@@ -241,7 +212,7 @@ class _Adjoint(NamedTuple):
 
 
 def _recur_(
-    decay: Tensor, inputs: Tensor, lane_decay: Tensor, num_samples: int, is_reversed: bool = False
+    decay: Tensor, inputs: Tensor, lane_decay: Tensor, num_rows: int, is_reversed: bool = False
 ) -> Tensor:
     """In place `inputs[s] += decay[s] * inputs[s - 1]` through all lanes of (S, N, D, K).
 
@@ -253,7 +224,7 @@ def _recur_(
     local = values[0].clone()
     for a, v in zip(decays[1:], values[1:], strict=True):
         torch.addcmul(v, a, local, out=local)
-    entering = _carry(lane_decay, local, num_samples, is_reversed)
+    entering = _carry(lane_decay, local, num_rows, is_reversed)
     before = entering
     for a, v in zip(decays, values, strict=True):
         v.addcmul_(a, before)
@@ -261,37 +232,37 @@ def _recur_(
     return entering
 
 
-def _carry(lane_decay: Tensor, local: Tensor, num_samples: int, is_reversed: bool) -> Tensor:
+def _carry(lane_decay: Tensor, local: Tensor, num_rows: int, is_reversed: bool) -> Tensor:
     """Exclusive scan of `local` over the lanes of (N, D, K), in log2(lanes) steps.
 
     Hillis and Steele, "Data parallel algorithms", Commun. ACM 29 (1986), 1170-1183.
     """
     if is_reversed:
-        return _carry(lane_decay.flip(-1), local.flip(-1), num_samples, is_reversed=False).flip(-1)
-    shift = num_samples
+        return _carry(lane_decay.flip(-1), local.flip(-1), num_rows, False).flip(-1)
+    shift = num_rows
     while shift < local.shape[-1]:
         a, h = lane_decay[..., shift:], local[..., shift:]
         joined = torch.addcmul(h, a, local[..., :-shift])
         local = torch.cat([local[..., :shift], joined], -1)
         lane_decay = torch.cat([lane_decay[..., :shift], a * lane_decay[..., :-shift]], -1)
         shift *= 2
-    return F.pad(local[..., :-num_samples], (num_samples, 0))
+    return F.pad(local[..., :-num_rows], (num_rows, 0))
 
 
 def _to_lanes(tokens: Tensor, steps: int) -> Tensor:
-    """(B, L, F) -> (S, F, K), padded with zeros (decay 1, input 0: no effect)."""
-    batch, length, features = tokens.shape
+    """(B, P, L, F) -> (S, F, K), padded with zeros (decay 1, input 0: no effect)."""
+    batch, sets, length, features = tokens.shape
     padded = F.pad(tokens, (0, 0, 0, -length % steps))
-    lanes = padded.reshape(batch, -1, steps, features).permute(2, 3, 1, 0)
+    lanes = padded.reshape(batch * sets, -1, steps, features).permute(2, 3, 1, 0)
     return lanes.contiguous().view(steps, features, -1)
 
 
 def _to_tokens(lanes: Tensor, shape: torch.Size) -> Tensor:
-    """(S, F, K) -> (B, L, F) of the given shape, without the padding."""
-    batch, length, features = shape
+    """(S, F, K) -> (B, P, L, F) of the given shape, without the padding."""
+    batch, sets, length, features = shape
     steps = lanes.shape[0]
-    tokens = lanes.view(steps, features, -1, batch).permute(3, 2, 0, 1)
-    return tokens.reshape(batch, -1, features)[:, :length]
+    tokens = lanes.view(steps, features, -1, batch * sets).permute(3, 2, 0, 1)
+    return tokens.reshape(batch, sets, -1, features)[:, :, :length]
 
 
 def _shaped(buffers: Tensor, like: Tensor, num_states: int) -> tuple[Tensor, ...]:

@@ -1,0 +1,1 @@
+"""State-space recurrences over tokens and images, each one opaque operator of torch."""

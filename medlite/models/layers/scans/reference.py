@@ -1,0 +1,39 @@
+"""The selective scan as its definition: one token after the other, in float64.
+
+Slow, and its derivative by autograd costs time that grows with the square of the length; it is
+what the other forms are held against.
+"""
+
+# ruff: noqa: N803, PLR0917 - the letters and the argument order of the paper
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def selective_scan_reference(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> Tensor:
+    """As `medlite.models.layers.scans.selective.selective_scan`, in float64 whatever it is given.
+
+    Args:
+        x: (B, [P,] L, D) inputs.
+        delta: (B, [P,] L, D) step sizes, not negative.
+        A: ([P,] D, N) negative decay rates.
+        B: (B, [P,] L, N) input weights.
+        C: (B, [P,] L, N) read-out weights.
+        D: ([P,] D) weights of the direct path.
+
+    Returns:
+        (B, [P,] L, D) outputs.
+    """
+    x, delta, A, B, C, D = (t.double() for t in (x, delta, A, B, C, D))
+    u = delta * x
+    state = torch.zeros(*x.shape[:-2], *A.shape[-2:], dtype=x.dtype, device=x.device)
+    outputs = []
+    for t in range(x.shape[-2]):
+        decay = torch.exp(delta[..., t, :, None] * A)
+        state = decay * state + u[..., t, :, None] * B[..., t, None, :]
+        outputs.append((state * C[..., t, None, :]).sum(-1))
+    return torch.stack(outputs, dim=-2) + D.unsqueeze(-2) * x
