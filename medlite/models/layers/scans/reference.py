@@ -37,3 +37,24 @@ def selective_scan_reference(
         state = decay * state + u[..., t, :, None] * B[..., t, None, :]
         outputs.append((state * C[..., t, None, :]).sum(-1))
     return torch.stack(outputs, dim=-2) + D.unsqueeze(-2) * x
+
+
+def ssd_scan_reference(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> Tensor:
+    """As `medlite.models.layers.scans.ssd.ssd_scan`: a scan whose channels repeat their head's.
+
+    Args:
+        x: (B, [P,] L, D) inputs.
+        delta: (B, [P,] L, H) step sizes, not negative.
+        A: ([P,] H) negative decay rates.
+        B: (B, [P,] L, N) input weights.
+        C: (B, [P,] L, N) read-out weights.
+        D: ([P,] D) weights of the direct path.
+
+    Returns:
+        (B, [P,] L, D) outputs.
+    """
+    head_dim = x.shape[-1] // delta.shape[-1]
+    rates = A.repeat_interleave(head_dim, -1).unsqueeze(-1).expand(*D.shape, B.shape[-1])
+    return selective_scan_reference(x, delta.repeat_interleave(head_dim, -1), rates, B, C, D)
