@@ -294,7 +294,7 @@ def _cut(tokens: Tensor, size: int) -> Tensor:
     """(B, P, L, F) -> (G, F, c), padded with zeros (decay 1, input 0: no effect)."""
     length, features = tokens.shape[2:]
     padded = F.pad(tokens, (0, 0, 0, -length % size)) if length % size else tokens
-    return padded.reshape(-1, size, features).mT
+    return padded.reshape(-1, size, features).mT.contiguous()
 
 
 def _join(chunks: Tensor, shape: torch.Size) -> Tensor:
