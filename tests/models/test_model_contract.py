@@ -1,13 +1,13 @@
 """What every model of conf/model promises."""
 
-import importlib
-import inspect
 import io
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+
+from medlite import config
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
@@ -16,6 +16,11 @@ CLASSIFIERS = {"efficientformerv2_s0", "mobileone_s0", "mobilevit_xs", "mobilene
     "resnet18",
     "resnet18_3d",
     "timm",
+    "vmamba_t",
+    "medmamba_t",
+    "medmamba_s",
+    "medmamba_b",
+    "medmamba_lite",
 }
 IN_CHANNELS, NUM_CLASSES = 2, 3
 
@@ -28,14 +33,10 @@ def sizes_of(name):
 
 def build(name, image_size):
     """As the pipeline does: the data's facts go to the constructors that want them."""
-    config = yaml.safe_load((FILES[0].parent / f"{name}.yaml").read_text())
-    module, _, class_name = config.pop("_target_").rpartition(".")
-    constructor = getattr(importlib.import_module(module), class_name)
-    facts = {"image_size": image_size, "spatial_dims": len(image_size)}
-    accepted = inspect.signature(constructor).parameters
-    config |= {key: value for key, value in facts.items() if key in accepted}
+    node = yaml.safe_load((FILES[0].parent / f"{name}.yaml").read_text())
+    facts = {"in_channels": IN_CHANNELS, "num_classes": NUM_CLASSES, "image_size": image_size}
     torch.manual_seed(0)
-    return constructor(in_channels=IN_CHANNELS, num_classes=NUM_CLASSES, **config)
+    return config.build(node, **facts, spatial_dims=len(image_size))
 
 
 def make_images(batch, image_size):
@@ -44,7 +45,7 @@ def make_images(batch, image_size):
 
 
 def test_the_list_of_models_is_complete():
-    assert len(FILES) >= 13
+    assert len(FILES) >= 19
 
 
 @for_every_model
