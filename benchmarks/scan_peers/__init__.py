@@ -1,0 +1,1 @@
+"""What the selective scan is measured beside, one file a peer."""
