@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medlite.errors import ConfigError
-from medlite.models.layers.mamba import MambaBlock
+from medlite.models.layers.mamba import mamba_block
 from medlite.models.layers.sizes import require_divisible_sides
+from medlite.models.layers.ssm import S6, Ssm
 
 NUM_GROUPS = 8
 
@@ -30,6 +31,7 @@ class LightMUNet(nn.Module):
         spatial_dims: 2 or 3.
         init_filters: channels of the first level, divisible by 8; each level doubles them.
         blocks_down: residual Mamba blocks of each level of the encoder.
+        ssm: the recurrence of the scans.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
@@ -42,6 +44,7 @@ class LightMUNet(nn.Module):
         spatial_dims: Literal[2, 3] = 2,
         init_filters: int = 32,
         blocks_down: tuple[int, ...] = (1, 2, 2, 4),
+        ssm: Ssm = S6,
     ) -> None:
         super().__init__()
         if init_filters % NUM_GROUPS:
@@ -51,7 +54,7 @@ class LightMUNet(nn.Module):
         widths = [init_filters * 2**level for level in range(len(blocks_down))]
         self.stem = _separable(spatial_dims, in_channels, init_filters)
         self.encoders = nn.ModuleList(
-            _EncoderLevel(spatial_dims, width, num_blocks, halves=level > 0)
+            _EncoderLevel(spatial_dims, width, num_blocks, ssm, halves=level > 0)
             for level, (width, num_blocks) in enumerate(zip(widths, blocks_down, strict=True))
         )
         self.decoders = nn.ModuleList(
@@ -90,12 +93,13 @@ class ResidualMamba(nn.Module):
     Args:
         in_channels: channels of the features.
         out_channels: channels of the result.
+        ssm: the recurrence of the scan.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, ssm: Ssm = S6) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_channels)
-        self.mamba = MambaBlock(in_channels)
+        self.mamba = mamba_block(in_channels, ssm)
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.proj = nn.Linear(in_channels, out_channels)
 
@@ -110,18 +114,22 @@ class ResidualMamba(nn.Module):
 class _EncoderLevel(nn.Sequential):
     """Halves the size and doubles the channels (but for the first level), then mixes."""
 
-    def __init__(self, spatial_dims: int, width: int, num_blocks: int, *, halves: bool) -> None:
+    def __init__(
+        self, spatial_dims: int, width: int, num_blocks: int, ssm: Ssm, *, halves: bool
+    ) -> None:
         pool = nn.MaxPool2d(2) if spatial_dims == 2 else nn.MaxPool3d(2)
-        down = [ResidualMamba(width // 2, width), pool] if halves else []
-        super().__init__(*down, *(_ResidualBlock(width) for _ in range(num_blocks)))
+        down = [ResidualMamba(width // 2, width, ssm), pool] if halves else []
+        super().__init__(*down, *(_ResidualBlock(width, ssm) for _ in range(num_blocks)))
 
 
 class _ResidualBlock(nn.Module):
     """Two pre-activated Mamba layers and the identity."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ssm: Ssm) -> None:
         super().__init__()
-        layers = [(_group_norm(width), nn.ReLU(), ResidualMamba(width, width)) for _ in range(2)]
+        layers = [
+            (_group_norm(width), nn.ReLU(), ResidualMamba(width, width, ssm)) for _ in range(2)
+        ]
         self.body = nn.Sequential(*(module for layer in layers for module in layer))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medlite.models.layers.mamba import MambaBlock
+from medlite.models.layers.mamba import mamba_block
 from medlite.models.layers.sizes import require_divisible_sides
+from medlite.models.layers.ssm import S6, Ssm
 
 NUM_QUARTERS = 4
 
@@ -27,7 +28,7 @@ class UltraLightVMUNet(nn.Module):
         in_channels: C, channels of the images; 3 give the published size.
         num_classes: K, logits of each pixel.
         widths: channels at the six scales, divisible by 4.
-        d_state: N, states of each channel of the scans.
+        ssm: the recurrence of the scans.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
@@ -38,7 +39,7 @@ class UltraLightVMUNet(nn.Module):
         in_channels: int,
         num_classes: int,
         widths: tuple[int, int, int, int, int, int] = (8, 16, 24, 32, 48, 64),
-        d_state: int = 16,
+        ssm: Ssm = S6,
     ) -> None:
         super().__init__()
         w1, w2, w3, w4, w5, w6 = widths
@@ -46,16 +47,16 @@ class UltraLightVMUNet(nn.Module):
             _EncoderStage(_conv3x3(in_channels, w1), w1),
             _EncoderStage(_conv3x3(w1, w2), w2),
             _EncoderStage(_conv3x3(w2, w3), w3),
-            _EncoderStage(ParallelMamba(w3, w4, d_state), w4),
-            _EncoderStage(ParallelMamba(w4, w5, d_state), w5),
+            _EncoderStage(ParallelMamba(w3, w4, ssm), w4),
+            _EncoderStage(ParallelMamba(w4, w5, ssm), w5),
         ])  # fmt: skip
-        self.bottleneck = ParallelMamba(w5, w6, d_state)
+        self.bottleneck = ParallelMamba(w5, w6, ssm)
         self.spatial_bridge = _SpatialBridge()
         self.channel_bridge = _ChannelBridge(widths[:5])
         self.decoders = nn.ModuleList([
-            _DecoderStage(ParallelMamba(w6, w5, d_state), w5, scale=1),
-            _DecoderStage(ParallelMamba(w5, w4, d_state), w4),
-            _DecoderStage(ParallelMamba(w4, w3, d_state), w3),
+            _DecoderStage(ParallelMamba(w6, w5, ssm), w5, scale=1),
+            _DecoderStage(ParallelMamba(w5, w4, ssm), w4),
+            _DecoderStage(ParallelMamba(w4, w3, ssm), w3),
             _DecoderStage(_conv3x3(w3, w2), w2),
             _DecoderStage(_conv3x3(w2, w1), w1),
         ])  # fmt: skip
@@ -87,13 +88,13 @@ class ParallelMamba(nn.Module):
     Args:
         in_channels: divisible by 4.
         out_channels: free.
-        d_state: N, states of each channel of the scan.
+        ssm: the recurrence of the scan.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, d_state: int = 16) -> None:
+    def __init__(self, in_channels: int, out_channels: int, ssm: Ssm = S6) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_channels)
-        self.mamba = MambaBlock(in_channels // NUM_QUARTERS, d_state)
+        self.mamba = mamba_block(in_channels // NUM_QUARTERS, ssm)
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.proj = nn.Linear(in_channels, out_channels)
 

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from medlite.errors import ConfigError, ShapeError
+from medlite.models.layers.ssm import Ssm
 from medlite.models.lightm_unet import LightMUNet
 
 
@@ -28,6 +29,19 @@ def test_multiply_adds_at_256_pixels_are_those_of_the_published_code():
     scan_flops = counter.get_flop_counts()["Global"][torch.ops.medlite.selective_scan]
     assert scan_flops == pytest.approx(4.75e9, rel=0.001)
     assert (counter.get_total_flops() - scan_flops) / 2 == pytest.approx(11.94e9, rel=0.001)
+
+
+def test_recurrence_reaches_every_scan():
+    ssm = Ssm(kind="ssd", d_state=3)
+    net = LightMUNet(in_channels=1, num_classes=1, init_filters=8, ssm=ssm)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 1, 8, 8))
+    scans = counter.get_flop_counts()["Global"].keys() & {
+        torch.ops.medlite.selective_scan, torch.ops.medlite.ssd_scan,
+    }  # fmt: skip
+    assert scans == {torch.ops.medlite.ssd_scan}
+    widths = {p.shape[0] for name, p in net.named_parameters() if "x_proj" in name}
+    assert widths == {1 + 6, 2 + 6, 4 + 6}
 
 
 def test_volumes_are_segmented():

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from medlite.errors import ShapeError
+from medlite.models.layers.ssm import Ssm
 from medlite.models.ultralight_vm_unet import ParallelMamba, UltraLightVMUNet
 
 
@@ -20,6 +21,14 @@ def test_multiply_adds_at_256_pixels_are_those_of_the_published_code():
     scan_flops = counter.get_flop_counts()["Global"][torch.ops.medlite.selective_scan]
     assert scan_flops == pytest.approx(0.0150e9, rel=0.01)
     assert (counter.get_total_flops() - scan_flops) / 2 == pytest.approx(0.0660e9, rel=0.001)
+
+
+def test_heads_save_what_the_steps_and_rates_of_their_channels_cost():
+    d_inner = torch.tensor([12, 16, 24, 32, 24, 16])
+    heads = torch.tensor([3, 4, 6, 8, 6, 4])
+    net = UltraLightVMUNet(in_channels=3, num_classes=1, ssm=Ssm(kind="ssd", head_dim=4))
+    saved = (d_inner - heads) * 2 + 16 * d_inner - heads
+    assert sum(p.numel() for p in net.parameters()) == 49_457 - saved.sum()
 
 
 def test_parallel_mamba_equals_four_quarters_one_after_the_other():
