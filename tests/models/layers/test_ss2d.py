@@ -41,19 +41,21 @@ def pixels_in_order(height, width):
     return [rows, columns, rows[::-1], columns[::-1]]
 
 
-def scan_sequentially(x, pixels, x_proj, dt_weight, dt_bias, A, D):
-    """(B, H, W, D) -> the same, one pixel after the other; A broadcasts to (D, N)."""
-    rank, inner = dt_weight.shape[1], x.shape[-1]
-    d_state = (len(x_proj) - rank) // 2
-    per_step = inner // len(dt_weight)
+def scan_sequentially(x, pixels, weights):
+    """(B, H, W, D) -> the same, one pixel after the other, by the weights of one direction."""
+    dt_weight, inner = weights["dt_projs_weight"], x.shape[-1]
+    rank, channels_a_step = dt_weight.shape[1], inner // len(dt_weight)
+    d_state = (len(weights["x_proj_weight"]) - rank) // 2
+    A = -weights["A_logs"].exp().view(len(dt_weight), -1).repeat_interleave(channels_a_step, 0)
     state, outputs = x.new_zeros(len(x), inner, d_state), torch.zeros_like(x)
     for i, j in pixels:
         u = x[:, i, j]
-        dt, B, C = (u @ x_proj.T).split([rank, d_state, d_state], dim=1)
-        delta = F.softplus(dt @ dt_weight.T + dt_bias).repeat_interleave(per_step, dim=1)
+        dt, B, C = (u @ weights["x_proj_weight"].T).split([rank, d_state, d_state], dim=1)
+        delta = F.softplus(dt @ dt_weight.T + weights["dt_projs_bias"])
+        delta = delta.repeat_interleave(channels_a_step, dim=1)
         state = torch.exp(delta[:, :, None] * A) * state
         state = state + (delta * u)[:, :, None] * B[:, None]
-        outputs[:, i, j] = (state * C[:, None]).sum(-1) + D * u
+        outputs[:, i, j] = (state * C[:, None]).sum(-1) + weights["Ds"] * u
     return outputs
 
 
@@ -62,22 +64,14 @@ def mix_sequentially(layer, maps):
     w = {name: value.detach().double() for name, value in layer.state_dict().items()}
     inner, sets = w["out_proj.weight"].shape[1], len(w["x_proj_weight"])
     projected = maps.double() @ w["in_proj.weight"].T
-    kernel = w["conv2d.weight"]
-    x = F.conv2d(
-        projected[..., :inner].permute(0, 3, 1, 2), kernel, w.get("conv2d.bias"), 1, 1, 1, inner
-    )
+    x = projected[..., :inner].permute(0, 3, 1, 2)
+    x = F.conv2d(x, w["conv2d.weight"], w.get("conv2d.bias"), padding=1, groups=inner)
     x = F.silu(x).permute(0, 2, 3, 1)
+    names = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
     total = torch.zeros_like(x)
     for k, pixels in enumerate(pixels_in_order(*x.shape[1:3])):
-        p = k % sets
-        A = -w["A_logs"].exp().view(sets, len(w["A_logs"].flatten()) // sets)[p]
-        if layer.kind == "s6":
-            A = A.view(inner, -1)
-        else:
-            A = A.repeat_interleave(inner // len(A))[:, None]
-        names = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias")
-        D = w["Ds"].view(sets, inner)[p]
-        total += scan_sequentially(x, pixels, *(w[name][p] for name in names), A, D)
+        own = {name: w[name].chunk(sets)[k % sets].squeeze(0) for name in names}
+        total += scan_sequentially(x, pixels, own)
     mixed = F.layer_norm(total, [inner], w["out_norm.weight"], w["out_norm.bias"])
     if layer.is_gated:
         mixed = mixed * F.silu(projected[..., inner:])
