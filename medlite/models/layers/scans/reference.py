@@ -58,3 +58,41 @@ def ssd_scan_reference(
     head_dim = x.shape[-1] // delta.shape[-1]
     rates = A.repeat_interleave(head_dim, -1).unsqueeze(-1).expand(*D.shape, B.shape[-1])
     return selective_scan_reference(x, delta.repeat_interleave(head_dim, -1), rates, B, C, D)
+
+
+def wavefront_scan_reference(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> Tensor:
+    """As `medlite.models.layers.scans.wavefront.wavefront_scan`, pixel by pixel in float64.
+
+    Args:
+        x: (B, H, W, D) inputs.
+        delta: (B, 2, H, W, D) step sizes from the left and from the top, not negative.
+        A: (2, D, N) negative decay rates.
+        B: (B, 2, H, W, N) input weights.
+        C: (B, H, W, N) read-out weights.
+        D: (D,) weights of the direct path.
+
+    Returns:
+        (B, H, W, D) outputs.
+    """
+    x, delta, A, B, C, D = (t.double() for t in (x, delta, A, B, C, D))
+    states: dict[tuple[int, int], Tensor] = {}
+    zero = torch.zeros_like(x[:, 0, 0, :, None] * A[0])
+
+    def arriving(source: int, i: int, j: int, neighbour: Tensor) -> Tensor:
+        step = delta[:, source, i, j, :, None]
+        u = step * x[:, i, j, :, None] * B[:, source, i, j, None, :]
+        return torch.exp(step * A[source]) * neighbour + u
+
+    rows = []
+    for i in range(x.shape[1]):
+        outputs = []
+        for j in range(x.shape[2]):
+            left = arriving(0, i, j, states.get((i, j - 1), zero))
+            top = arriving(1, i, j, states.get((i - 1, j), zero))
+            inside = (left + top) / 2
+            states[i, j] = left if i == 0 else top if j == 0 else inside
+            outputs.append((states[i, j] * C[:, i, j, None, :]).sum(-1) + D * x[:, i, j])
+        rows.append(torch.stack(outputs, 1))
+    return torch.stack(rows, 1)
