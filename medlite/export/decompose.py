@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError
-from medlite.export.trace import layer_of
+from medlite.export.trace import custom_operators, layer_of
 
 
 def decompose(program: ExportedProgram, operators: Iterable[str]) -> ExportedProgram:
@@ -46,6 +46,14 @@ def decompose(program: ExportedProgram, operators: Iterable[str]) -> ExportedPro
         )
         raise ExportError(message)
     return program.run_decompositions(table) if nodes else program
+
+
+def with_decomposition(program: ExportedProgram) -> set[str]:
+    """The names of the opaque operators of `program` that could be replaced."""
+    opaque = custom_operators(program)
+    nodes = [node for node in program.graph.nodes if _name(node) in opaque]
+    table = get_decompositions([node.target for node in nodes])
+    return {str(_name(node)) for node in nodes if node.target in table}
 
 
 def _name(node: fx.Node) -> str | None:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError, did_you_mean
-from medlite.export.onnx_file import save, to_onnx
+from medlite.export.onnx_file import for_engine, save, to_onnx
 from medlite.export.trace import custom_operators, deployable, modules_registering, trace
 from medlite.types import Artifact
 
@@ -89,16 +89,19 @@ class _Traced:
     def onnx(self) -> torch.onnx.ONNXProgram:
         return to_onnx(self.program)
 
+    def save_onnx(self, path: Path, *, engine: str) -> None:
+        save(for_engine(self.onnx, engine), path)
+
 
 def _write_onnx(traced: _Traced, path: Path) -> None:
-    save(traced.onnx, path)
+    traced.save_onnx(path, engine="onnxruntime")
 
 
 def _write_openvino(traced: _Traced, path: Path) -> None:
     import openvino
 
     onnx_path = path.with_suffix(".onnx")
-    save(traced.onnx, onnx_path)
+    traced.save_onnx(onnx_path, engine="openvino")
     try:
         # read_model and not convert_model: the latter reports usage over the network
         model = openvino.Core().read_model(onnx_path)

@@ -12,19 +12,29 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError
+from medlite.export.decompose import decompose, with_decomposition
 from medlite.export.trace import custom_operators, first_line, layer_of
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 BATCH_AXIS = "batch"
 
+PLACEHOLDERS = "medlite"
+"""the domain of nodes that every engine gets in a form of its own"""
+
 
 def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
     """Translate `program`; node metadata (layer names, source lines) are still in the result.
 
+    Opaque operators without a translation are replaced by their registered decompositions.
+    Scans are placeholders until `for_engine` has written them out.
+
     Raises:
         ExportError: operators that ONNX lacks, each with the layers that hold it.
     """
+    table = _translations(program)
+    translated_names = {operator._schema.name for operator in table}
+    program = decompose(program, with_decomposition(program) - translated_names)
     try:
         translated = torch.onnx.export(
             program,
@@ -32,15 +42,33 @@ def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
             dynamo=True,
             external_data=False,
             verbose=False,
+            optimize=False,
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             dynamic_shapes=({0: BATCH_AXIS},),
-            custom_translation_table=_translations(program),
+            custom_translation_table=table,
         )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(_explain(program, error)) from error
     assert translated is not None
     return translated
+
+
+def for_engine(translated: torch.onnx.ONNXProgram, engine: str) -> torch.onnx.ONNXProgram:
+    """A copy whose scans are written out as is best on `engine`, optimised.
+
+    Args:
+        translated: by `to_onnx`; left as it is.
+        engine: "onnxruntime" or "openvino".
+    """
+    model = translated.model.clone()
+    if any(node.domain == PLACEHOLDERS for node in model.graph):
+        from medlite.export.selective_scan_onnx import lower_scans
+
+        lower_scans(model, engine)
+    copied = torch.onnx.ONNXProgram(model, translated.exported_program)
+    copied.optimize()
+    return copied
 
 
 def save(translated: torch.onnx.ONNXProgram, path: Path) -> None:
@@ -52,7 +80,7 @@ def save(translated: torch.onnx.ONNXProgram, path: Path) -> None:
     translated.save(str(path), external_data=False)
 
 
-def _translations(program: ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
+def _translations(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     if "medlite::selective_scan" not in custom_operators(program):
         return {}
     from medlite.export.selective_scan_onnx import translation_table

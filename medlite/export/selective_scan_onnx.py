@@ -1,157 +1,319 @@
-# ruff: noqa: N803, N806, PLR0917, ANN202 - the paper's letters; onnxscript infers what a body gives
-# mypy: disable-error-code="no-untyped-def"
-"""The selective scan in standard ONNX: three `Scan` operators, for any batch size.
+"""The selective scan in standard ONNX, in the form that suits an engine and a shape.
 
-The same two passes over lanes as `medlite.models.layers.selective_scan`, which holds the
-mathematics; what has the size of a state at every step stays inside the loop bodies.
+The same two passes over lanes as `medlite.models.layers.scans.lanes`, which holds the
+mathematics. Translation leaves one placeholder a scan; `lower_scans` then replaces it, so that
+one translated network serves all engines. A scan becomes
+
+- a single `Scan` over the tokens, where one token is work enough for an engine's operators;
+- two `Scan` over the steps of lanes that advance side by side, with a log-depth scan between
+  them: what has the size of a state at every step stays inside the loop bodies;
+- the same without loops, where the scan is short.
+
 OpenVINO (2026.4) sets three rules for a body: its inputs carry an element type, what it takes
-from outside is passed in as state unless constant, and the state is the first operand of its
-product (`decay * state` can give wrong numbers where shapes are static).
+from outside is passed in as state, and the state is the first operand of its product
+(`decay * state` can give wrong numbers where shapes are static).
 
-Letters: B batch, L tokens, D channels, N states; S steps of a lane, G lanes, K = G B.
+Letters: B batch, P parameter sets, L tokens, D channels, N states; S steps of a lane, G lanes.
 """
 
+# ruff: noqa: N803, N806, PLR0917 - the letters and the argument order of the paper
+
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import onnx_ir as ir
 import torch
-from onnxscript import FLOAT, INT64, graph, opset18, script
+from onnx.defs import OpSchema
+from onnxscript.values import Op, Opset
 
-op: Any = opset18
-if TYPE_CHECKING:
-    Float: TypeAlias = Any
-    Integers: TypeAlias = Any
-else:
-    Float, Integers = FLOAT[...], INT64[...]
+from medlite.export.onnx_emitter import Emitter, Size, float_value
 
-FEW_CHANNELS = 24
-"""With fewer channels than this, both runtimes are faster when the lanes are innermost."""
+DOMAIN = "medlite"
+NAME = "SelectiveScan"
+
+_FLOAT = "tensor(float)"
+_PLACEHOLDER = Op(
+    Opset(DOMAIN, 1),
+    NAME,
+    OpSchema(
+        NAME,
+        DOMAIN,
+        since_version=1,
+        inputs=[OpSchema.FormalParameter(name, _FLOAT) for name in ("x", "delta", *"ABCD")],
+        outputs=[OpSchema.FormalParameter("y", _FLOAT)],
+    ),
+)
+"""A scan that is still to be written out."""
+
+TILE_ELEMENTS = 2**16
+"""states of all lanes at one step: enough to outweigh a node's overhead, and still in the cache"""
+
+UNROLLED_ELEMENTS, UNROLLED_STEPS = 2**18, 32
+"""the largest scan (B L D N) and the most steps that are written without loops"""
+
+DYNAMIC_LANES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """What was measured to be best on an engine (benchmarks/selective_scan.py).
+
+    Lanes are the innermost axis where there are few channels, the channels are otherwise.
+    """
+
+    few_channels: int
+    few_channels_unrolled: int
+    wide: int
+    """states at one token (P D N) from which lanes bring nothing"""
+    bodies_may_capture: bool
+
+
+ENGINES = {
+    "onnxruntime": _Engine(
+        few_channels=48, few_channels_unrolled=24, wide=4096, bodies_may_capture=True
+    ),
+    "openvino": _Engine(
+        few_channels=24, few_channels_unrolled=0, wide=8192, bodies_may_capture=False
+    ),
+}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What `torch.onnx.export` takes as `custom_translation_table`."""
-    return {torch.ops.medlite.selective_scan.default: _translate}
+    """What `torch.onnx.export` takes as `custom_translation_table`; `lower_scans` follows it."""
+    return {torch.ops.medlite.selective_scan.default: _PLACEHOLDER}
 
 
-def _translate(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-    """The operator's operands as ONNX values -> (B, L, D)."""
-    length, channels, states = x.shape[1], x.shape[2], A.shape[1]
-    layout = _Layout.choose(length, channels)
-    rates = op.Reshape(op.Transpose(A, perm=[1, 0]), layout.tile(states, channels, 1))
-    delta_lanes = layout.cut(delta, 1, channels)
-    u_lanes = layout.cut(op.Mul(delta, x), 1, channels)
-    B_lanes, C_lanes = layout.cut(B, states, 1), layout.cut(C, states, 1)
-    lane_decay = op.Exp(op.Mul(op.ReduceSum(delta_lanes, [0], keepdims=0), rates))
-    zero = op.Mul(lane_decay, 0.0)
-    local = _advance(zero, rates, delta_lanes, u_lanes, B_lanes)
-    entering = layout.carry(zero, lane_decay, local, states, channels)
-    operands = rates, delta_lanes, u_lanes, B_lanes, C_lanes
-    y = _read_out(entering, *operands, [layout.state_axis])
-    return op.Add(layout.join(y, channels), op.Mul(D, x))
+def lower_scans(model: ir.Model, engine: str) -> None:
+    """Replace, in place, every placeholder by operators that are quick on `engine`.
+
+    Args:
+        model: translated with `translation_table`, not optimised yet.
+        engine: "onnxruntime" or "openvino".
+    """
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == NAME:
+            x, delta, A, B, C, D = (value for value in node.inputs if value is not None)
+            emit = Emitter()
+            outputs = _Scan(emit, ENGINES[engine], x, A).outputs(x, delta, A, B, C, D)
+            old = node.outputs[0]
+            outputs.shape, outputs.type = old.shape, old.type
+            ir.convenience.replace_nodes_and_values(
+                model.graph, node, [node], emit.nodes, [old], [outputs]
+            )
+    model.graph.opset_imports.pop(DOMAIN, None)
 
 
-class _Layout(NamedTuple):
-    """Where the lanes stand in a tile: first (K, N, D), or last (N, D, K)."""
+class _Form(NamedTuple):
+    """How the tokens are cut, and whether lanes or channels are innermost."""
 
-    length: int
-    steps: int
     lanes: int
     lanes_are_last: bool
+    is_unrolled: bool
 
     @classmethod
-    def choose(cls, length: int, channels: int) -> "_Layout":
-        steps = 2 ** round(math.log2(length) / 2)
-        return cls(length, steps, -(-length // steps), channels < FEW_CHANNELS)
-
-    @property
-    def lane_axis(self) -> int:
-        return 2 if self.lanes_are_last else 0
-
-    @property
-    def state_axis(self) -> int:
-        return 0 if self.lanes_are_last else 1
-
-    def tile(self, n: int, d: int, *k: int) -> list[int]:
-        return [n, d, *k] if self.lanes_are_last else [*k, n, d]
-
-    def cut(self, tokens: Any, n: int, d: int) -> Any:
-        """(B, L, n d) -> S tiles; zeros fill the last lane: decay 1, input 0, no effect."""
-        missing = self.steps * self.lanes - self.length
-        if missing:
-            tokens = op.Pad(tokens, [0, 0, 0, 0, missing, 0])
-        split = op.Reshape(tokens, [-1, self.lanes, self.steps, n, d])
-        order = [2, 3, 4, 1, 0] if self.lanes_are_last else [2, 1, 0, 3, 4]
-        return op.Reshape(op.Transpose(split, perm=order), [self.steps, *self.tile(n, d, -1)])
-
-    def carry(self, zero: Any, lane_decay: Any, local: Any, n: int, d: int) -> Any:
-        """The state that enters each lane."""
-        axis = self.lane_axis
-        by_lane = self.tile(n, d, self.lanes, -1)
-        zero_of_lane = op.Gather(op.Reshape(zero, by_lane), 0, axis=axis)
-        operands = zero_of_lane, op.Reshape(lane_decay, by_lane), op.Reshape(local, by_lane)
-        entering = _carry(*operands, axes_in=[axis, axis], axes_out=[axis])
-        return op.Reshape(entering, self.tile(n, d, -1))
-
-    def join(self, y: Any, d: int) -> Any:
-        """S tiles without states -> (B, L, D)."""
-        by_lane = [d, self.lanes, -1] if self.lanes_are_last else [self.lanes, -1, d]
-        order = [3, 2, 0, 1] if self.lanes_are_last else [2, 1, 0, 3]
-        split = op.Transpose(op.Reshape(y, [self.steps, *by_lane]), perm=order)
-        tokens = op.Reshape(split, [-1, self.lanes * self.steps, d])
-        return op.Slice(tokens, [0], [self.length], [1])
+    def choose(cls, engine: _Engine, length: int | None, channels: int, width: int) -> _Form:
+        """For `width` = P D N states at one token; `length` is None where it is not known."""
+        if length is None:
+            return cls(DYNAMIC_LANES, channels < engine.few_channels, is_unrolled=False)
+        lanes = 1
+        has_few_channels = channels < engine.few_channels
+        if width < engine.wide:
+            most = math.sqrt(length) * (2 if has_few_channels else 1)
+            most = min(TILE_ELEMENTS / width, most, length / 4)
+            lanes = 2 ** max(round(math.log2(most)), 0)
+        is_short = length * width <= UNROLLED_ELEMENTS and length <= lanes * UNROLLED_STEPS
+        if is_short:
+            has_few_channels = channels < engine.few_channels_unrolled
+        return cls(lanes, has_few_channels, is_unrolled=is_short)
 
 
-@script()
-def _advance(zero: Float, rates: Float, delta: Float, u: Float, B: Float) -> Float:
-    """The last state of every lane that starts from zero."""
+class _Operands(NamedTuple):
+    """What the steps read: tiles with the steps as the outermost axis, and the rates."""
 
-    @graph()
-    def step(h: Float, rates_s: Float, delta_s: Float, u_s: Float, B_s: Float):
-        h_next = h * op.Exp(delta_s * rates_s) + u_s * B_s
-        rates_next = op.Identity(rates_s)
-        return h_next, rates_next
-
-    local, _ = op.Scan(zero, rates, delta, u, B, body=step, num_scan_inputs=3)
-    return local
+    rates: ir.Value
+    delta: ir.Value
+    u: ir.Value
+    B: ir.Value
+    C: ir.Value
 
 
-@script()
-def _carry(
-    zero: Float, lane_decay: Float, local: Float, axes_in: Sequence[int], axes_out: Sequence[int]
-) -> Float:
-    """What the lanes before it leave to each lane."""
+class _Scan:
+    """One scan being written.
 
-    @graph()
-    def step(h: Float, lane_decay_g: Float, local_g: Float):
-        h_next = h * lane_decay_g + local_g
-        entering_g = op.Identity(h)
-        return h_next, entering_g
+    A tile, the states of all lanes at one step, is (N, K, P, D), or (N, P, D, K) where the lanes
+    are innermost; K holds the batch and, faster, the lanes.
+    """
 
-    _, entering = op.Scan(
-        zero,
-        lane_decay,
-        local,
-        body=step,
-        num_scan_inputs=2,
-        scan_input_axes=axes_in,
-        scan_output_axes=axes_out,
-    )
-    return entering
+    def __init__(self, emit: Emitter, engine: _Engine, x: ir.Value, A: ir.Value) -> None:
+        assert x.shape is not None
+        assert A.shape is not None
+        sets, channels, states = (int(size) for size in A.shape)  # type: ignore[arg-type]
+        length = x.shape[2] if isinstance(x.shape[2], int) else None
+        self.emit, self.engine = emit, engine
+        self.form = _Form.choose(engine, length, channels, sets * channels * states)
+        self.length: Size = emit("Shape", x, start=2, end=3) if length is None else length
+        self.steps = self._count_steps()
+        self.sizes: dict[str, Size] = {"b": -1, "g": self.form.lanes, "s": self.steps}
+        self.sizes |= {"p": sets, "d": channels, "n": states}
 
+    def outputs(
+        self, x: ir.Value, delta: ir.Value, A: ir.Value, B: ir.Value, C: ir.Value, D: ir.Value
+    ) -> ir.Value:
+        """Write all of it; (B, P, L, D)."""
+        emit = self.emit
+        delta_tiles = self._of_channels(delta)
+        total = emit("ReduceSum", delta_tiles, [0], keepdims=0)
+        rates = self._rates(A)
+        lane_decay = emit("Exp", emit("Mul", total, rates))
+        zero = emit("Mul", lane_decay, 0.0)
+        if self.engine.bodies_may_capture:
+            rates = emit("Add", rates, zero)
+        u_tiles = self._of_channels(emit("Mul", delta, x))
+        tiles = _Operands(rates, delta_tiles, u_tiles, self._of_states(B), self._of_states(C))
+        run = self._unrolled if self.form.is_unrolled else self._looped
+        entering = zero
+        if self.form.lanes > 1:
+            entering = self._carry(lane_decay, run(zero, tiles, reads_out=False))
+        y = self._to_tokens(run(entering, tiles, reads_out=True))
+        D_column = emit("Unsqueeze", D, [1])
+        return emit("Add", y, emit("Mul", D_column, x))
 
-@script()
-def _read_out(
-    entering: Float, rates: Float, delta: Float, u: Float, B: Float, C: Float, axis: Integers
-) -> Float:
-    """The outputs of all steps, states summed along `axis`."""
+    def _count_steps(self) -> Size:
+        lanes = self.form.lanes
+        if isinstance(self.length, int):
+            return -(-self.length // lanes)
+        return self.emit("Div", self.emit("Add", self.length, [lanes - 1]), [lanes])
 
-    @graph()
-    def step(h: Float, rates_s: Float, delta_s: Float, u_s: Float, B_s: Float, C_s: Float):
-        h_next = h * op.Exp(delta_s * rates_s) + u_s * B_s
-        rates_next = op.Identity(rates_s)
-        y = op.ReduceSum(h_next * C_s, axis, keepdims=0)
-        return h_next, rates_next, y
+    def _looped(self, state: ir.Value, tiles: _Operands, *, reads_out: bool) -> ir.Value:
+        """A `Scan` over the steps: the last state, or the outputs (S, K P D)."""
+        captures = self.engine.bodies_may_capture
+        emit = Emitter()
+        h = float_value("h", rank=4)
+        rates = tiles.rates if captures else float_value("rates", rank=4)
+        scanned = [tiles.delta, tiles.u, tiles.B] + ([tiles.C] if reads_out else [])
+        slices = [float_value(f"slice_{i}", rank=t) for i, t in enumerate((3, 3, 4, 4))]
+        slices = slices[: len(scanned)]
+        h_next = self._step(emit, h, rates, *slices[:3])
+        carried = [] if captures else [rates]
+        results = [h_next, *(emit("Identity", value) for value in carried)]
+        if reads_out:
+            results.append(self._read_out(emit, h_next, slices[3]))
+        for value in results:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        body = ir.Graph([h, *carried, *slices], results, nodes=emit.nodes, name="step")
+        initial = [state] if captures else [state, tiles.rates]
+        outputs = self.emit.several(
+            "Scan", *initial, *scanned, count=len(results), body=body,
+            num_scan_inputs=len(scanned),
+        )  # fmt: skip
+        return outputs[-1] if reads_out else outputs[0]
 
-    _, _, outputs = op.Scan(entering, rates, delta, u, B, C, body=step, num_scan_inputs=4)
-    return outputs
+    def _unrolled(self, state: ir.Value, tiles: _Operands, *, reads_out: bool) -> ir.Value:
+        """As `_looped`, every step written out."""
+        scanned = (tiles.delta, tiles.u, tiles.B, tiles.C)
+        outputs = []
+        for delta, u, B, C in zip(*(self._split(tile) for tile in scanned), strict=True):
+            state = self._step(self.emit, state, tiles.rates, delta, u, B)
+            if reads_out:
+                outputs.append(self._read_out(self.emit, state, C))
+        return self.emit("Concat", *outputs, axis=0) if reads_out else state
+
+    def _split(self, tiles: ir.Value) -> list[ir.Value]:
+        assert isinstance(self.steps, int)
+        if self.steps == 1:
+            parts = [tiles]
+        else:
+            parts = list(
+                self.emit.several("Split", tiles, count=self.steps, num_outputs=self.steps, axis=0)
+            )
+        return [self.emit("Squeeze", part, [0]) for part in parts]
+
+    @staticmethod
+    def _step(
+        emit: Emitter, h: ir.Value, rates: ir.Value, delta: ir.Value, u: ir.Value, B: ir.Value
+    ) -> ir.Value:
+        decay = emit("Exp", emit("Mul", delta, rates))
+        return emit("Add", emit("Mul", h, decay), emit("Mul", u, B))
+
+    def _read_out(self, emit: Emitter, h: ir.Value, C: ir.Value) -> ir.Value:
+        """The sum over the states as a product with ones: (K P D,), far quicker than ReduceSum."""
+        states = self.sizes["n"]
+        assert isinstance(states, int)
+        rows = emit("Reshape", emit("Mul", h, C), [states, -1])
+        return emit("Reshape", emit("MatMul", [[1.0] * states], rows), [-1])
+
+    def _carry(self, decay: ir.Value, local: ir.Value) -> ir.Value:
+        """The state that enters each lane, in log2(lanes) steps.
+
+        Hillis and Steele, "Data parallel algorithms", Commun. ACM 29 (1986), 1170-1183.
+        """
+        emit, lanes = self.emit, self.form.lanes
+        inner = [] if self.form.lanes_are_last else [self._joined("p d")]
+        decay, local = (emit.reshape(tile, [-1, lanes, *inner]) for tile in (decay, local))
+
+        def shift(tile: ir.Value, by: int) -> ir.Value:
+            zeros = [0] * len(inner)
+            return emit("Pad", tile, [0, by, *zeros, 0, -by, *zeros])
+
+        by = 1
+        while by < lanes:
+            local = emit("Add", local, emit("Mul", decay, shift(local, by)))
+            if 2 * by < lanes:
+                decay = emit("Mul", decay, shift(decay, by))
+            by *= 2
+        return emit.reshape(shift(local, 1), self._tile("n", "p", "d"))
+
+    def _of_channels(self, tokens: ir.Value) -> ir.Value:
+        """(B, P, L, D) -> (S, K, P, D) or (S, P, D, K)."""
+        order = "s p d b g" if self.form.lanes_are_last else "s b g p d"
+        moved = self.emit.rearrange(self._padded(tokens), "b p g s d", order, self.sizes)
+        return self.emit.reshape(moved, [self.steps, *self._tile("p", "d")])
+
+    def _of_states(self, tokens: ir.Value) -> ir.Value:
+        """(B, P, L, N) -> (S, N, K, P, 1) or (S, N, P, 1, K)."""
+        order = "s n p b g" if self.form.lanes_are_last else "s n b g p"
+        moved = self.emit.rearrange(self._padded(tokens), "b p g s n", order, self.sizes)
+        return self.emit.reshape(moved, [self.steps, *self._tile("n", "p", "1")])
+
+    def _rates(self, A: ir.Value) -> ir.Value:
+        """(P, D, N) -> (N, 1, P, D) or (N, P, D, 1)."""
+        axis = 3 if self.form.lanes_are_last else 1
+        return self.emit("Unsqueeze", self.emit("Transpose", A, perm=[2, 0, 1]), [axis])
+
+    def _to_tokens(self, outputs: ir.Value) -> ir.Value:
+        """S tiles without states -> (B, P, L, D)."""
+        emit = self.emit
+        order = "s p d b g" if self.form.lanes_are_last else "s b g p d"
+        moved = emit.rearrange(outputs, order, "b p g s d", self.sizes)
+        padded = self._joined("g s")
+        tokens = emit.reshape(moved, [-1, self.sizes["p"], padded, self.sizes["d"]])
+        if padded == self.length:
+            return tokens
+        end = [self.length] if isinstance(self.length, int) else self.length
+        return emit("Slice", tokens, [0], end, [2])
+
+    def _padded(self, tokens: ir.Value) -> ir.Value:
+        """Zeros fill the last lane: decay 1, input 0, no effect."""
+        padded = self._joined("g s")
+        if isinstance(padded, int) and isinstance(self.length, int):
+            missing = padded - self.length
+            if not missing:
+                return tokens
+            return self.emit("Pad", tokens, [0, 0, 0, 0, 0, 0, missing, 0])
+        missing_steps = self.emit("Sub", padded, self.length)
+        before = self.emit.constant([0] * 6)
+        pads = self.emit("Concat", before, missing_steps, self.emit.constant([0]), axis=0)
+        return self.emit("Pad", tokens, pads)
+
+    def _tile(self, *letters: str) -> list[Size]:
+        """The axes of a tile, K where it belongs; "1" is an axis of length 1."""
+        sizes = [1 if letter == "1" else self.sizes[letter] for letter in letters]
+        place = len(sizes) if self.form.lanes_are_last else len(sizes) - 2
+        return [*sizes[:place], -1, *sizes[place:]]
+
+    def _joined(self, letters: str) -> Size:
+        return self.emit.product(*(self.sizes[letter] for letter in letters.split()))

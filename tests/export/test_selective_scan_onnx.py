@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from medlite.export.onnx_file import for_engine
 from medlite.export.selective_scan_onnx import translation_table
+from medlite.models.layers.scans.reference import selective_scan_reference
 from medlite.models.layers.scans.selective import selective_scan
 from medlite.models.ultralight_vm_unet import UltraLightVMUNet
 
@@ -17,44 +19,53 @@ NUM_STATES = 16
 
 
 class Scan(nn.Module):
-    def __init__(self, channels):
+    """A scan alone; with several parameter sets they differ in their rates."""
+
+    def __init__(self, channels, sets=None):
         super().__init__()
-        rates = torch.arange(1.0, NUM_STATES + 1)
-        self.A_log = nn.Parameter(rates.log().repeat(channels, 1))
-        self.D = nn.Parameter(torch.linspace(-1, 1, channels))
+        rates = torch.arange(1.0, NUM_STATES + 1).repeat(channels, 1)
+        skips = torch.linspace(-1, 1, channels)
+        if sets:
+            factors = torch.arange(1.0, sets + 1)
+            rates = factors[:, None, None] * rates
+            skips = factors[:, None] * skips
+        self.A_log = nn.Parameter(rates.log())
+        self.D = nn.Parameter(skips)
 
     def forward(self, x, delta, B, C):
         return selective_scan(x, delta, -self.A_log.exp(), B, C, self.D)
 
 
-def make_inputs(batch, length, channels):
+def make_inputs(batch, length, channels, sets=None):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, length, channels, generator=generator)
-    delta = 1e-3 * 100 ** torch.rand(batch, length, channels, generator=generator)
-    B, C = torch.randn(2, batch, length, NUM_STATES, generator=generator)
+    leading = (batch, sets) if sets else (batch,)
+    x = torch.randn(*leading, length, channels, generator=generator)
+    delta = 1e-3 * 100 ** torch.rand(*leading, length, channels, generator=generator)
+    B, C = torch.randn(2, *leading, length, NUM_STATES, generator=generator)
     return x, delta, B, C
 
 
 def scan_sequentially(net, inputs):
-    """The definition, one token after the other, in float64."""
-    x, delta, B, C = (t.double() for t in inputs)
-    A = -net.A_log.double().exp()
-    state, outputs = 0, []
-    for t in range(x.shape[1]):
-        u = delta[:, t] * x[:, t]
-        state = torch.exp(delta[:, t, :, None] * A) * state + u[..., None] * B[:, t, None]
-        outputs.append((state * C[:, t, None]).sum(-1))
-    return (torch.stack(outputs, dim=1) + net.D * x).detach().numpy()
+    x, delta, B, C = inputs
+    A, D = -net.A_log.double().exp(), net.D
+    return selective_scan_reference(x, delta, A, B, C, D).detach().numpy()
 
 
-def to_onnx(net, inputs, path, *, any_batch=True):
-    shapes = tuple({0: Dim("batch")} for _ in inputs) if any_batch else None
-    program = torch.export.export(net.eval(), inputs, dynamic_shapes=shapes)
+def to_onnx(net, inputs, path, engine, *, any_batch=True, any_length=False):
+    dynamic = {0: Dim("batch")} if any_batch else {}
+    if any_length:
+        dynamic |= {inputs[0].ndim - 2: Dim("length", min=2)}
+    program = torch.export.export(net.eval(), inputs, dynamic_shapes=(dynamic,) * len(inputs))
     translated = torch.onnx.export(
-        program, dynamo=True, verbose=False, custom_translation_table=translation_table()
+        program,
+        dynamo=True,
+        verbose=False,
+        optimize=False,
+        custom_translation_table=translation_table(),
     )
-    translated.save(path)
-    return translated.model
+    finished = for_engine(translated, engine)
+    finished.save(path)
+    return finished.model
 
 
 def run_onnxruntime(path, inputs):
@@ -86,7 +97,7 @@ RUNTIMES = {"onnxruntime": run_onnxruntime, "openvino": run_openvino}
 )
 def test_both_runtimes_equal_the_loop_for_any_batch(tmp_path, runtime, length, channels):
     net, path = Scan(channels), tmp_path / "scan.onnx"
-    to_onnx(net, make_inputs(2, length, channels), path)
+    to_onnx(net, make_inputs(2, length, channels), path, runtime)
     for batch in (1, 4):
         inputs = make_inputs(batch, length, channels)
         actual = RUNTIMES[runtime](path, inputs)
@@ -96,7 +107,7 @@ def test_both_runtimes_equal_the_loop_for_any_batch(tmp_path, runtime, length, c
 @pytest.mark.parametrize("channels", [12, 32])
 def test_openvino_equals_the_loop_when_the_batch_is_fixed(tmp_path, channels):
     net, path, inputs = Scan(channels), tmp_path / "scan.onnx", make_inputs(2, 64, channels)
-    to_onnx(net, inputs, path, any_batch=False)
+    to_onnx(net, inputs, path, "openvino", any_batch=False)
     assert relative_error(run_openvino(path, inputs), scan_sequentially(net, inputs)) < 1e-6
 
 
@@ -106,19 +117,47 @@ def test_large_steps_neither_overflow_nor_lose_digits(tmp_path, runtime, channel
     net, path = Scan(channels), tmp_path / "scan.onnx"
     x, delta, B, C = make_inputs(2, 100, channels)
     inputs = (x, torch.where(delta > 0.05, 50.0, 0.0), B, C)
-    to_onnx(net, inputs, path)
+    to_onnx(net, inputs, path, runtime)
     actual = RUNTIMES[runtime](path, inputs)
     assert relative_error(actual, scan_sequentially(net, inputs)) < 1e-6
 
 
-def test_graph_is_small_standard_and_loops_over_the_root_of_the_length(tmp_path):
-    model = to_onnx(Scan(12), make_inputs(2, 1024, 12), tmp_path / "scan.onnx")
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("sets", "length", "channels"), [(4, 49, 96), (4, 16, 4), (2, 300, 12), (3, 1500, 8)]
+)
+def test_parameter_sets_equal_the_loop(tmp_path, runtime, sets, length, channels):
+    net, path = Scan(channels, sets), tmp_path / "scan.onnx"
+    to_onnx(net, make_inputs(2, length, channels, sets), path, runtime)
+    for batch in (1, 3):
+        inputs = make_inputs(batch, length, channels, sets)
+        actual = RUNTIMES[runtime](path, inputs)
+        assert relative_error(actual, scan_sequentially(net, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("sets", "channels"), [(None, 12), (None, 300), (2, 40)])
+def test_one_file_takes_any_length(tmp_path, runtime, sets, channels):
+    net, path = Scan(channels, sets), tmp_path / "scan.onnx"
+    to_onnx(net, make_inputs(2, 100, channels, sets), path, runtime, any_length=True)
+    for length in (3, 64, 257):
+        inputs = make_inputs(1, length, channels, sets)
+        actual = RUNTIMES[runtime](path, inputs)
+        assert relative_error(actual, scan_sequentially(net, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("length", "channels", "num_loops"), [(4096, 12, 2), (500, 1024, 1), (64, 12, 0)]
+)
+def test_graph_is_small_and_standard(tmp_path, runtime, length, channels, num_loops):
+    """Lanes where a token is little work, a plain loop where it is much, none where it is short."""
+    inputs = make_inputs(2, length, channels)
+    model = to_onnx(Scan(channels), inputs, tmp_path / "scan.onnx", runtime)
     operators = [node.op_type for node in model.graph]
     assert {node.domain for node in model.graph.all_nodes()} == {""}
-    assert operators.count("Scan") == 3
-    assert len(operators) < 50
-    advance = next(node for node in model.graph if node.op_type == "Scan")
-    assert advance.inputs[2].shape[0] == 32
+    assert operators.count("Scan") == num_loops
+    assert len(operators) < 300
 
 
 def make_lively_ultralight():
@@ -134,18 +173,17 @@ def make_lively_ultralight():
     return net
 
 
-@pytest.fixture(scope="module")
-def ultralight(tmp_path_factory):
+@pytest.fixture(scope="module", params=RUNTIMES)
+def ultralight(request, tmp_path_factory):
     net, path = make_lively_ultralight(), tmp_path_factory.mktemp("ultralight") / "net.onnx"
-    to_onnx(net, (torch.zeros(2, 1, 64, 64),), path)
-    return net, path
+    to_onnx(net, (torch.zeros(2, 1, 64, 64),), path, request.param)
+    return net, path, RUNTIMES[request.param]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_ultralight_vm_unet_equals_torch_in_both_runtimes(ultralight, runtime, batch):
-    net, path = ultralight
+def test_ultralight_vm_unet_equals_torch_in_both_runtimes(ultralight, batch):
+    net, path, run = ultralight
     images = torch.randn(batch, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = net(images).numpy()
-    assert relative_error(RUNTIMES[runtime](path, (images,)), expected) < 1e-4
+    assert relative_error(run(path, (images,)), expected) < 1e-4
