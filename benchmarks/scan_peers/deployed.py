@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from medlite.export.onnx_file import for_engine
 from medlite.export.selective_scan_onnx import translation_table
 from medlite.models.layers.scans.selective import selective_scan
 from scan_peers.cases import Case
@@ -33,10 +34,14 @@ def exported(case: Case, runtime: str, kind: str, directory: Path) -> Path:
     program = torch.export.export(net, (x[:, 0], delta[:, 0], B[:, 0], C[:, 0]))
     path = directory / f"{case.name}_{runtime}.onnx"
     translated = torch.onnx.export(
-        program, dynamo=True, verbose=False, custom_translation_table=translation_table()
+        program,
+        dynamo=True,
+        verbose=False,
+        optimize=False,
+        custom_translation_table=translation_table(),
     )
     assert translated is not None
-    translated.save(path)
+    for_engine(translated, runtime).save(path)
     return path
 
 

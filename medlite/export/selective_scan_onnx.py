@@ -84,7 +84,11 @@ ENGINES = {
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export` takes as `custom_translation_table`; `lower_scans` follows it."""
-    return {torch.ops.medlite.selective_scan.default: _PLACEHOLDER}
+    return {torch.ops.medlite.selective_scan.default: _translate}
+
+
+def _translate(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
+    return _PLACEHOLDER(x, delta, A, B, C, D)
 
 
 def lower_scans(model: ir.Model, engine: str) -> None:
