@@ -52,7 +52,7 @@ _PLACEHOLDER = Op(
 TILE_ELEMENTS = 2**16
 """states of all lanes at one step: enough to outweigh a node's overhead, and still in the cache"""
 
-UNROLLED_ELEMENTS, UNROLLED_STEPS = 2**18, 32
+UNROLLED_ELEMENTS, UNROLLED_STEPS = 2**17, 32
 """the largest scan (B L D N) and the most steps that are written without loops"""
 
 DYNAMIC_LANES = 32
@@ -68,7 +68,7 @@ class _Engine:
     few_channels: int
     few_channels_unrolled: int
     wide: int
-    """states at one token (P D N) from which lanes bring nothing"""
+    """states at one token (B P D N) from which lanes bring nothing"""
     bodies_may_capture: bool
 
 
@@ -120,7 +120,7 @@ class _Form(NamedTuple):
 
     @classmethod
     def choose(cls, engine: _Engine, length: int | None, channels: int, width: int) -> _Form:
-        """For `width` = P D N states at one token; `length` is None where it is not known."""
+        """For `width` = B P D N states at one token (an unknown B counts as 1); L may be None."""
         if length is None:
             return cls(DYNAMIC_LANES, channels < engine.few_channels, is_unrolled=False)
         lanes = 1
@@ -156,9 +156,10 @@ class _Scan:
         assert x.shape is not None
         assert A.shape is not None
         sets, channels, states = (int(size) for size in A.shape)  # type: ignore[arg-type]
+        batch = x.shape[0] if isinstance(x.shape[0], int) else 1
         length = x.shape[2] if isinstance(x.shape[2], int) else None
         self.emit, self.engine = emit, engine
-        self.form = _Form.choose(engine, length, channels, sets * channels * states)
+        self.form = _Form.choose(engine, length, channels, batch * sets * channels * states)
         self.length: Size = emit("Shape", x, start=2, end=3) if length is None else length
         self.steps = self._count_steps()
         self.sizes: dict[str, Size] = {"b": -1, "g": self.form.lanes, "s": self.steps}
