@@ -1,9 +1,14 @@
 """Opaque operators, replaced by what their authors say they are made of.
 
 An operator that training, quantisation and pruning see as one node may be nothing that a runtime
-knows. Its author then registers a decomposition in torch's own registry,
-`torch._decomp.register_decomposition(torch.ops.mine.operator.default)`, in the module that
-defines the operator or one that it imports, and it can be deployed anywhere.
+knows. Its author then registers a decomposition in torch's own registry, in the module that
+defines the operator, and it can be deployed anywhere:
+
+    @torch._decomp.register_decomposition(torch.ops.mine.operator.default, type="pre_autograd")
+
+Of the other type, "post_autograd", torch's fake tensors run the decomposition in place of the
+operator whenever a size is open: each trace would take as long as the decomposed one, and the
+decomposition's demands on sizes would be those of the operator.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from torch.export import ExportedProgram
 
 from medlite.errors import ExportError
 from medlite.export.trace import custom_operators, layer_of
+
+REGISTRY = "pre_autograd"
 
 
 def decompose(program: ExportedProgram, operators: Iterable[str]) -> ExportedProgram:
@@ -37,12 +44,13 @@ def decompose(program: ExportedProgram, operators: Iterable[str]) -> ExportedPro
     """
     names = set(operators)
     nodes = [node for node in program.graph.nodes if _name(node) in names]
-    table = get_decompositions([node.target for node in nodes])
+    table = get_decompositions([node.target for node in nodes], type=REGISTRY)
     opaque = [node for node in nodes if node.target not in table]
     if opaque:
         message = (
             f"the operators {_describe(opaque)} have no decomposition; register one with "
-            "torch._decomp.register_decomposition, or choose a format that holds them"
+            f'torch._decomp.register_decomposition(..., type="{REGISTRY}"), or choose a format '
+            "that holds them"
         )
         raise ExportError(message)
     return program.run_decompositions(table) if nodes else program
@@ -52,7 +60,7 @@ def with_decomposition(program: ExportedProgram) -> set[str]:
     """The names of the opaque operators of `program` that could be replaced."""
     opaque = custom_operators(program)
     nodes = [node for node in program.graph.nodes if _name(node) in opaque]
-    table = get_decompositions([node.target for node in nodes])
+    table = get_decompositions([node.target for node in nodes], type=REGISTRY)
     return {str(_name(node)) for node in nodes if node.target in table}
 
 

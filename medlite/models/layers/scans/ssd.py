@@ -132,7 +132,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 _scan.register_autograd(_differentiate, setup_context=_save_operands)
 
 
-@register_decomposition([torch.ops.medlite.ssd_scan.default])
+@register_decomposition([torch.ops.medlite.ssd_scan.default], type="pre_autograd")
 def _decompose(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """Plain operators of torch, for formats without a translation; any batch, a fixed length."""
     chunks = _Chunks.cut(x, delta, A, B, C, torch.exp)

@@ -123,7 +123,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 _scan.register_autograd(_differentiate, setup_context=_save_operands)
 
 
-@register_decomposition([torch.ops.medlite.wavefront_scan.default])
+@register_decomposition([torch.ops.medlite.wavefront_scan.default], type="pre_autograd")
 def _decompose(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """Plain operators of torch, diagonal by diagonal; any batch, fixed sides.
 
