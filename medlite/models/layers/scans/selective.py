@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 from torch.utils.flop_counter import register_flop_formula
 
-from medlite.models.layers.scans import lanes
+from medlite.models.layers.scans import lanes, unrolled
 
 
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -87,6 +88,9 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 
 
 _scan.register_autograd(_differentiate, setup_context=_save_operands)
+register_decomposition(torch.ops.medlite.selective_scan.default, type="pre_autograd")(
+    unrolled.unrolled_scan
+)
 
 
 @register_flop_formula(torch.ops.medlite.selective_scan)
