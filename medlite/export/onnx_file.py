@@ -81,11 +81,17 @@ def save(translated: torch.onnx.ONNXProgram, path: Path) -> None:
 
 
 def _translations(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
-    if "medlite::selective_scan" not in custom_operators(program):
-        return {}
-    from medlite.export.selective_scan_onnx import translation_table
+    table: dict[Any, Callable[..., Any]] = {}
+    operators = custom_operators(program)
+    if "medlite::selective_scan" in operators:
+        from medlite.export import selective_scan_onnx
 
-    return translation_table()
+        table |= selective_scan_onnx.translation_table()
+    if "medlite::wavefront_scan" in operators:
+        from medlite.export import wavefront_onnx
+
+        table |= wavefront_onnx.translation_table()
+    return table
 
 
 def _explain(program: ExportedProgram, error: BaseException) -> str:
