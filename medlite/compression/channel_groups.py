@@ -1,41 +1,56 @@
-"""Which channels of a net can only be removed together, found by torch-pruning.
+"""Which channels of a net can only be removed together, and their removal.
 
-torch-pruning (Fang et al., "DepGraph: Towards Any Structural Pruning", arXiv:2301.12900) follows
-autograd's graph. What it cannot follow is hidden from it by stand-ins that are in the net only
-while it is traced (`medlite.compression.stand_ins`).
+As in DepGraph (Fang et al., "DepGraph: Towards Any Structural Pruning", arXiv:2301.12900),
+dependencies come from the graph of the net. Here they are followed index by index, through the
+operators of the exported graph (`medlite.compression.channel_rules`), so that permutations,
+shared weights, merged patches and whatever else moves channels around need no rules of their own.
 """
 
 from __future__ import annotations
 
-import math
+import copy
+import operator
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch_pruning
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from medlite.compression.stand_ins import (
-    LAYERS,
-    Opaque,
-    hide_activations,
-    hide_gates,
-    hide_mixers,
-    output_layers,
-)
+from medlite.compression.channel_calls import Call
+from medlite.compression.channel_labels import FIXED, ChannelClasses, Labels
+from medlite.compression.channel_rules import follow
+from medlite.compression.layer_sizes import run_and_adapt, sync_sizes
+from medlite.export.trace import trace
+
+
+@dataclass(frozen=True)
+class Member:
+    """An axis of a weight that holds the channels of a group."""
+
+    name: str
+    axis: int
+    indices: Tensor
+    """(U, M): where each of the U units is found, M times"""
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that go together, counted in the layer that makes them."""
+    """Interchangeable units of channels; a unit goes from all its members at once."""
 
-    root: nn.Module
-    num_channels: int
-    num_parts: int
-    """parts of the channels, one after another, that must stay equally large (group
-    normalisation, grouped convolutions)"""
-    members: Any
-    """torch-pruning's own group, for its measures of importance"""
+    members: tuple[Member, ...]
+
+    @property
+    def num_units(self) -> int:
+        """U."""
+        return len(self.members[0].indices)
+
+    @property
+    def unit_size(self) -> int:
+        """Channels that a unit has in most of its members."""
+        return statistics.mode(member.indices.shape[1] for member in self.members)
 
 
 class ChannelGraph:
@@ -47,88 +62,140 @@ class ChannelGraph:
     """
 
     def __init__(self, net: nn.Module, images: Tensor) -> None:
-        self._net, self._images = net.eval(), images
+        self._net, self._images = net.train().eval(), images  # drops what layers cached
         self._expected_shape = self._output_shape()
-        self._graph = torch_pruning.DependencyGraph()
-        with hide_activations(net), hide_mixers(net):
-            self._outputs = output_layers(net, images)
-            with hide_gates(net, keep=self._outputs) as with_gates:
-                self._graph.build_dependency(
-                    net,
-                    example_inputs=images,
-                    output_transform=with_gates,
-                    customized_pruners={Opaque: _OpaquePruner()},
-                    verbose=False,
-                )
+        graph = trace(copy.deepcopy(net), tuple(images.shape[1:])).module(check_guards=False)
+        self._tracer = _Tracer(graph, net)
+        self._tracer.run(images)
+        self._weights = dict([*net.named_parameters(), *net.named_buffers()])
+        self._places = {
+            name: [
+                (table, leaf)
+                for module in net.modules()
+                for table in (module._parameters, module._buffers)
+                for leaf, other in table.items()
+                if other is tensor
+            ]
+            for name, tensor in self._weights.items()
+        }
+        self._lost: dict[tuple[str, int], Tensor] = {}
 
     def groups(self) -> list[ChannelGroup]:
-        """All groups that touch neither the net's outputs nor a layer that must keep its size."""
-        found = self._graph.get_all_groups(ignored_layers=self._outputs, root_module_types=LAYERS)
-        return [group for group in map(_describe, found) if group is not None]
+        """All groups of channels that are free to go."""
+        places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+        for name, axis, index, root in self._tracer.labelled_indices():
+            places[root][name, axis].append(index)
+        places.pop(FIXED, None)
+        alike: dict[Any, list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
+        for unit in places.values():
+            alike[tuple((place, len(indices)) for place, indices in unit.items())].append(unit)
+        return [
+            ChannelGroup(
+                tuple(
+                    Member(name, axis, torch.tensor([unit[name, axis] for unit in units]))
+                    for name, axis in units[0]
+                )
+            )
+            for units in alike.values()
+            if len(units[0]) > 1 and len(units) > 1
+        ]
 
-    def remove(self, group: ChannelGroup, channels: list[int]) -> bool:
-        """Remove the channels of those numbers from every member of the group.
+    def remove(self, group: ChannelGroup, units: list[int]) -> bool:
+        """Remove the units of those numbers from every member of the group.
 
         Returns:
             Whether the net still runs, to the same shape of output; if not, it is as it was.
         """
-        tensors_and_sizes = [_contents(module) for module in self._net.modules()]
-        pruner = self._graph.get_pruner_of_module(group.root)
+        lost = dict(self._lost)
+        undo = [self._shorten(m, m.indices[units].flatten()) for m in group.members]
         try:
-            self._graph.get_pruning_group(group.root, pruner.prune_out_channels, channels).prune()
+            sync_sizes(self._net)
             if self._output_shape() == self._expected_shape:
                 return True
         except (RuntimeError, ValueError, IndexError, AssertionError):
-            pass  # the net itself says that tracing misread it
-        for module, contents in zip(self._net.modules(), tensors_and_sizes, strict=True):
-            vars(module).update(contents)
+            pass  # the net computes with sizes that it does not read from its weights
+        for name, tensor in reversed(undo):
+            self._put(name, tensor)
+        self._lost = lost
+        sync_sizes(self._net)
+        self._output_shape()
         return False
+
+    def _shorten(self, member: Member, indices: Tensor) -> tuple[str, Tensor]:
+        """Take indices (those of the unpruned net) from a weight; its name and what it was."""
+        name, axis = member.name, member.axis
+        old, gone = self._weights[name], self._lost.get((name, axis), torch.empty(0).long())
+        self._lost[name, axis] = torch.cat([gone, indices])
+        numbers = torch.arange(old.shape[axis] + len(gone))
+        left = numbers[~torch.isin(numbers, gone)]
+        kept = (~torch.isin(left, indices)).nonzero()[:, 0]
+        short = old.detach().index_select(axis, kept.to(old.device))
+        is_trained = isinstance(old, nn.Parameter)
+        self._put(name, nn.Parameter(short, old.requires_grad) if is_trained else short)
+        return name, old
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        """Replace a weight under all names that it has."""
+        self._weights[name] = tensor
+        for table, leaf in self._places[name]:
+            table[leaf] = cast("Any", tensor)
 
     @torch.no_grad()
     def _output_shape(self) -> torch.Size:
-        return self._net(self._images).shape
+        return run_and_adapt(self._net, self._images).shape
 
 
-class _OpaquePruner(torch_pruning.pruner.function.BasePruningFunc):
-    """Tells torch-pruning how wide a stand-in is; groups that hold one are never pruned."""
+class _Tracer(fx.Interpreter):
+    """Runs a graph, and beside it the labels of all its tensors."""
 
-    def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-        return layer
+    def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
+        super().__init__(graph)
+        self._classes = ChannelClasses()
+        self._labels: dict[fx.Node, Any] = {}
+        self._weights: dict[str, Labels] = {}
+        known: dict[Tensor, Labels] = {}
+        for name, tensor in _named_tensors(net):
+            if tensor not in known:
+                known[tensor] = self._classes.label(tensor.shape)
+            self._weights[name] = known[tensor]
 
-    def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-        return layer
+    def labelled_indices(self) -> Iterator[tuple[str, int, int, int]]:
+        """(weight, axis, index, class) of all that can be told apart in the net's weights."""
+        once = {id(labels): name for name, labels in reversed(self._weights.items())}
+        for name in reversed(once.values()):
+            labels = self._weights[name]
+            for axis, size in enumerate(labels.shape):
+                sheet = labels.sheets[axis].movedim(axis, 0).reshape(size, -1)[:, 0]
+                for index, label in enumerate(sheet.tolist()):
+                    yield name, axis, index, self._classes.root(label)
 
-    def get_out_channels(self, layer: Opaque) -> int:
-        return layer.out_channels
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; its labels are kept."""
+        value = super().run_node(n)
+        if n.op == "get_attr" and str(n.target) in self._weights:
+            labels = self._weights[str(n.target)]
+            self._labels[n] = self._classes.tidy(labels.shape, labels.sheets)
+        elif n.op == "output":
+            outputs = Call(
+                self._classes, None, *fx.node.map_arg((n.args, {}), self._labelled), value
+            )
+            self._classes.fix(*(sheet for out in outputs.operands for sheet in out.sheets))
+        elif n.target is operator.getitem:
+            source, place = cast("tuple[fx.Node, int]", n.args)
+            self._labels[n] = self._labels[source][place]
+        elif n.op == "call_function" and not isinstance(value, int | float):
+            args, kwargs = fx.node.map_arg((n.args, n.kwargs), self._labelled)
+            self._labels[n] = follow(Call(self._classes, n.target, args, kwargs, value))
+        elif isinstance(value, Tensor):
+            self._labels[n] = Labels(tuple(value.shape))
+        return value
 
-    def get_in_channels(self, layer: Opaque) -> int:
-        return layer.in_channels
-
-
-def _describe(group: Any) -> ChannelGroup | None:
-    """The group in our words; None where it cannot be pruned safely."""
-    members = [(item.dep.target.module, list(item.idxs)) for item in group.items]
-    if any(isinstance(module, Opaque) for module, _ in members):
-        return None
-    root, channels = members[0]
-    num_parts = 1
-    for module, own_channels in members:
-        parts = _num_parts(module)
-        if parts > 1 and own_channels != channels:
-            return None
-        num_parts = math.lcm(num_parts, parts)
-    return ChannelGroup(root, len(channels), num_parts, group)
-
-
-def _num_parts(module: Any) -> int:
-    """Equal parts into which a module cuts the channels that it reads; depth-wise ones do not."""
-    if isinstance(module, nn.GroupNorm):
-        return module.num_groups
-    groups = getattr(module, "groups", 1)
-    return 1 if groups == getattr(module, "in_channels", None) else groups
+    def _labelled(self, node: fx.Node) -> Any:
+        return self._labels[node] if node in self._labels else self.env[node]
 
 
-def _contents(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module, with copies of its tables of tensors (not of the tensors)."""
-    contents = dict(vars(module))
-    return contents | {key: dict(contents[key]) for key in ("_parameters", "_buffers")}
+def _named_tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
+    """All weights and buffers, with all their names."""
+    parameters = net.named_parameters(remove_duplicate=False)
+    return [*parameters, *net.named_buffers(remove_duplicate=False)]

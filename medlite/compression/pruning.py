@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-import torch_pruning
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medlite.compression.channel_groups import ChannelGraph, ChannelGroup
+from medlite.compression.channel_importance import (
+    accumulate_gradients,
+    first_order_change,
+    score_units,
+    squared_weight,
+)
 from medlite.compression.checks import check_options, training_rules
 from medlite.compression.copies import evaluation_copy
-from medlite.compression.mamba_channels import is_mamba, keep_inner, score_inner
 from medlite.compression.order import Stage
 from medlite.compression.structure import record_structure, restore_structure
 from medlite.errors import MedliteError
-from medlite.types import Batch, CompressionContext, DataSpec
+from medlite.types import CompressionContext, DataSpec
 
-IMPORTANCES = ("taylor", "magnitude")
+_SCORES = {"taylor": first_order_change, "magnitude": squared_weight}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredPruning:
     """Removes the least important channels of every group of coupled layers, and trains on.
 
-    Groups are found by torch-pruning (Fang et al., "DepGraph", arXiv:2301.12900). Inner channels
-    of Mamba blocks are pruned by our own function; the channels between the blocks, attention
-    layers and the layers that give the logits keep their size. One shot, the same ratio in every
-    group.
+    Groups are found as in DepGraph (Fang et al., arXiv:2301.12900; see
+    `medlite.compression.channel_groups`): those of convolutions and of linear layers, and of
+    Mamba blocks both the inner channels and those between the blocks. States, heads, and the
+    channels of images and logits stay, and so do channels whose number a layer does not read
+    from its weights, as around attention. One shot, the same ratio in every group.
 
     Args:
         ratio: share of the channels that goes, in (0, 1).
@@ -61,8 +65,8 @@ class StructuredPruning:
                 (
                     "importance",
                     self.importance,
-                    self.importance in IMPORTANCES,
-                    f"one of {', '.join(IMPORTANCES)}",
+                    self.importance in _SCORES,
+                    f"one of {', '.join(_SCORES)}",
                 ),
                 ("round_to", self.round_to, self.round_to >= 1, "a whole number from 1 up"),
                 (
@@ -84,10 +88,10 @@ class StructuredPruning:
         """
         images = torch.zeros(2, *context.spec.input_shape)
         pruned = evaluation_copy(net)
-        pruned.requires_grad_(True).zero_grad()  # tracing follows gradients
+        pruned.requires_grad_(True).zero_grad()
         if self.importance == "taylor":
             batches = context.calibration_batches(self.importance_batches)
-            _accumulate_gradients(pruned, batches, context.spec)
+            accumulate_gradients(pruned, batches, context.spec)
         before = _describe_size(pruned, images[:1])
         done = self._prune(pruned, images)
         pruned.zero_grad()
@@ -111,85 +115,27 @@ class StructuredPruning:
     def _prune(self, net: nn.Module, images: Tensor) -> str:
         """Prune in place; what was done, in words."""
         graph = ChannelGraph(net, images)
-        plans = [(group, self._channels_to_remove(group)) for group in graph.groups()]
-        removed = [graph.remove(group, channels) for group, channels in plans if channels]
-        blocks = [module for module in net.modules() if is_mamba(module)]
-        num_blocks = sum(self._prune_inner(block) for block in blocks)
+        weights = dict(net.named_parameters())
+        plans = [(group, self._units_to_remove(group, weights)) for group in graph.groups()]
+        num_pruned = sum(graph.remove(group, units) for group, units in plans if units)
         _sync_groups(net)
-        if not num_blocks and not any(removed):
+        if not num_pruned:
             message = (
                 f"nothing could be pruned in {type(net).__name__} at ratio {self.ratio}: none of "
-                f"its {len(plans)} groups of channels and {len(blocks)} Mamba blocks can lose "
-                f"channels in multiples of {self.round_to}; lower round_to or raise ratio"
+                f"its {len(plans)} groups of channels can lose channels in multiples of "
+                f"{self.round_to}; lower round_to or raise ratio"
             )
             raise MedliteError(message)
-        return (
-            f"{sum(removed)} of {len(plans)} groups of channels and the inner channels of "
-            f"{num_blocks} of {len(blocks)} Mamba blocks"
-        )
+        return f"{num_pruned} of {len(plans)} groups of channels"
 
-    def _channels_to_remove(self, group: ChannelGroup) -> list[int]:
-        step = math.lcm(self.round_to, group.num_parts)
-        num_kept = _num_kept(group.num_channels, self.ratio, step)
-        scores = _group_importance(self.importance)(group.members)
-        if scores is None or num_kept == group.num_channels or group.num_channels % group.num_parts:
+    def _units_to_remove(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[int]:
+        step = math.lcm(self.round_to, group.unit_size) // group.unit_size
+        wanted = group.num_units * (1 - self.ratio)
+        num_kept = max(1, math.ceil(wanted / step)) * step
+        if num_kept >= group.num_units:
             return []
-        by_part = scores.view(group.num_parts, -1).mean(0)
-        kept = _largest(by_part, num_kept // group.num_parts)
-        part_size = len(by_part)
-        lost = sorted(set(range(part_size)) - set(kept))
-        return [part * part_size + i for part in range(group.num_parts) for i in lost]
-
-    def _prune_inner(self, block: nn.Module) -> bool:
-        scores = score_inner(block, _element_importance(self.importance))
-        num_kept = _num_kept(len(scores), self.ratio, self.round_to)
-        if num_kept == len(scores):
-            return False
-        keep_inner(block, _largest(scores, num_kept))
-        return True
-
-
-def _num_kept(num_channels: int, ratio: float, step: int) -> int:
-    """Channels that stay: at least the share, rounded up to whole steps, at most all."""
-    wanted = num_channels * (1 - ratio)
-    return min(num_channels, max(1, math.ceil(wanted / step)) * step)
-
-
-def _largest(scores: Tensor, count: int) -> list[int]:
-    return sorted(scores.topk(count).indices.tolist())
-
-
-def _group_importance(name: str) -> Callable[[Any], Tensor | None]:
-    importances = torch_pruning.importance
-    if name == "taylor":
-        return importances.GroupTaylorImportance()
-    return importances.GroupMagnitudeImportance(p=2)
-
-
-def _element_importance(name: str) -> Callable[[Tensor], Tensor]:
-    if name == "taylor":
-        return _first_order_change
-    return lambda weight: weight.detach().square()
-
-
-def _first_order_change(weight: Tensor) -> Tensor:
-    gradient = cast("Tensor", weight.grad)
-    return (weight.detach() * gradient).abs()
-
-
-def _accumulate_gradients(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) -> None:
-    for batch in batches:
-        net.train().eval()  # drops what attention layers cached of the last batch's graph
-        _task_loss(net(batch.image), batch.target, spec).backward()
-    for parameter in net.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-
-
-def _task_loss(logits: Tensor, target: Tensor, spec: DataSpec) -> Tensor:
-    if spec.labels == "multiclass":
-        return F.cross_entropy(logits, target)
-    return F.binary_cross_entropy_with_logits(logits, target.view_as(logits).float())
+        scores = score_units(group, weights, _SCORES[self.importance])
+        return scores.topk(group.num_units - num_kept, largest=False).indices.tolist()
 
 
 def _sync_groups(net: nn.Module) -> None:

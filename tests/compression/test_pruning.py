@@ -9,10 +9,8 @@ from torch import nn
 from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_spec, train
 
 from medlite.compression.channel_groups import ChannelGraph
-from medlite.compression.mamba_channels import keep_inner, score_inner
 from medlite.compression.pruning import StructuredPruning
 from medlite.errors import ConfigError, MedliteError
-from medlite.models.layers.mamba import MambaBlock
 from medlite.models.lightm_unet import LightMUNet
 from medlite.models.timm_classifier import TimmClassifier
 from medlite.models.ultralight_vm_unet import UltraLightVMUNet
@@ -100,7 +98,8 @@ def test_pruned_branches_still_merge(classes):
         STEP, lambda: TimmClassifier(in_channels=1, num_classes=3, name="mobileone_s0"), classes
     )
     image = make_batch(classes, 2).image
-    assert torch.allclose(pruned.deploy()(image), pruned(image), atol=1e-4)
+    logits = pruned(image)
+    assert (pruned.deploy()(image) - logits).abs().max() < 1e-5 * logits.abs().max()
 
 
 def test_half_of_every_group_goes():
@@ -184,35 +183,6 @@ def test_group_normalisation_keeps_equal_parts():
     assert pruned(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 6, 6)
 
 
-def test_removed_inner_channels_are_those_that_added_nothing():
-    torch.manual_seed(0)
-    block = MambaBlock(8).eval()
-    kept = [0, 3, 5, 8, 9, 12, 13, 15]
-    lost = [channel for channel in range(16) if channel not in kept]
-    with torch.no_grad():
-        block.out_proj.weight[:, lost] = 0.0
-        block.x_proj.weight[:, lost] = 0.0
-    tokens = torch.randn(2, 10, 8)
-    expected = block(tokens)
-    keep_inner(block, kept)
-    assert block.D.shape == (8,)
-    assert torch.allclose(block(tokens), expected, atol=1e-6)
-
-
-def test_inner_channels_score_by_all_their_weights():
-    torch.manual_seed(0)
-    block = MambaBlock(8)
-    with torch.no_grad():
-        for part, axis in (("in_proj", 0), ("out_proj", 1), ("x_proj", 1), ("dt_proj", 0)):
-            weight = getattr(block, part).weight
-            weight.index_fill_(axis, torch.tensor([5]), 0.0)
-        block.in_proj.weight[16 + 5] = 0.0
-        block.conv1d.weight[5] = 0.0
-    scores = score_inner(block, torch.Tensor.square)
-    assert scores.shape == (16,)
-    assert scores.argmin().item() == 5
-
-
 def test_a_group_that_breaks_the_net_is_put_back():
     class FixedSplit(nn.Module):
         def __init__(self):
@@ -277,7 +247,7 @@ def test_the_card_says_what_went(trained_unet, spec):
     text = context.report.lines["pruning"]
     assert f"from {num_parameters(trained_unet):,} parameters" in text
     assert f"to {num_parameters(pruned):,} parameters" in text
-    assert "3 of 3 groups of channels and the inner channels of 0 of 0 Mamba blocks" in text
+    assert "3 of 3 groups of channels" in text
 
 
 def test_a_net_too_narrow_to_prune_is_refused(classes):
