@@ -90,9 +90,9 @@ def test_derivative_by_parameter_sets_passes_gradcheck():
     assert torch.autograd.gradcheck(selective_scan, [t.requires_grad_() for t in operands])
 
 
-@pytest.mark.parametrize("tile_elements", [1, 200, 1500])
-def test_tiles_of_any_size_give_the_same_values_and_derivatives(monkeypatch, tile_elements):
-    monkeypatch.setitem(lanes.TILE_ELEMENTS, "cpu", tile_elements)
+@pytest.mark.parametrize("front_elements", [1, 200, 1500])
+def test_tiles_of_any_size_give_the_same_values_and_derivatives(monkeypatch, front_elements):
+    monkeypatch.setitem(lanes.FRONT_ELEMENTS, "cpu", front_elements)
     operands = [t.requires_grad_() for t in make_operands(5, 19, 4, 7, dtype=torch.float64)]
     expected = selective_scan_reference(*operands)
     weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
