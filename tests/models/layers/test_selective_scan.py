@@ -3,6 +3,7 @@
 # ruff: noqa: N803, PLR0917 - the letters and the argument order of the paper
 
 import copy
+import importlib
 import io
 import math
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medlite.models.layers.scans import lanes
+from medlite.models.layers.scans import lanes, selective
 from medlite.models.layers.scans.reference import selective_scan_reference
 from medlite.models.layers.scans.selective import selective_scan
 
@@ -47,6 +48,17 @@ DELTAS = {
 }
 
 
+@pytest.fixture(params=["lanes", "compiled"])
+def kernel(request, monkeypatch):
+    """Both kernels of the CPU, whichever would be picked."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    module = importlib.import_module(f"medlite.models.layers.scans.{request.param}")
+    monkeypatch.setattr(selective, "kernel_for", lambda x: module)
+    return module
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("name", DELTAS)
 def test_scan_equals_the_loop_over_4096_tokens(name):
     x, delta, *rest = make_operands(1, 4096, 16)
@@ -55,6 +67,7 @@ def test_scan_equals_the_loop_over_4096_tokens(name):
     assert relative_error(selective_scan(*operands), expected) < 1e-6
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 37, 5, 3), (3, 64, 12, 16), (1, 129, 48, 4)])
 def test_scan_equals_the_loop_for_any_shape(shape):
     operands = make_operands(*shape)
@@ -77,6 +90,7 @@ def with_parameter_sets(batch, sets, length, channels, num_states, dtype=torch.f
     return [torch.stack(list(o), dim=axis) for o, axis in zip(operands, axes, strict=True)]
 
 
+@pytest.mark.usefixtures("kernel")
 def test_parameter_sets_are_scans_of_their_own():
     x, delta, A, B, C, D = operands = with_parameter_sets(2, 4, 23, 5, 3)
     actual = selective_scan(*operands)
@@ -103,12 +117,16 @@ def test_tiles_of_any_size_give_the_same_values_and_derivatives(monkeypatch, fro
     torch.testing.assert_close(actual_grads, expected_grads)
 
 
-def test_derivative_stays_accurate_in_float32_over_long_sequences():
-    operands = [t.requires_grad_() for t in make_operands(1, 1000, 8)]
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("name", DELTAS)
+def test_derivative_stays_accurate_in_float32_over_long_sequences(name):
+    x, delta, *rest = make_operands(1, 1000, 8)
+    operands = [t.requires_grad_() for t in (x, DELTAS[name](delta), *rest)]
     exact = [t.detach().double().requires_grad_() for t in operands]
     grads = torch.autograd.grad(selective_scan(*operands).square().sum(), operands)
     expected = torch.autograd.grad(selective_scan_reference(*exact).square().sum(), exact)
-    assert max(map(relative_error, grads, expected)) < 1e-5
+    for actual, true in zip(grads, expected, strict=True):
+        assert (actual - true).abs().max() <= 1e-5 * true.abs().max()
 
 
 def test_operands_are_left_alone():
@@ -186,3 +204,18 @@ def test_flop_counter_counts_the_scan():
     with FlopCounterMode(display=False) as counter:
         selective_scan(*make_operands(2, 10, 3, 5))
     assert counter.get_total_flops() == math.prod((2, 10, 3)) * (9 * 5 + 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", DELTAS)
+def test_scan_and_derivative_on_cuda_are_those_of_the_cpu(name):
+    x, delta, *rest = make_operands(2, 1000, 8)
+    given = [x, DELTAS[name](delta), *rest]
+    exact = [t.double().requires_grad_() for t in given]
+    expected = selective_scan(*exact)
+    operands = [t.cuda().requires_grad_() for t in given]
+    actual = selective_scan(*operands)
+    assert relative_error(actual.cpu(), expected) < 1e-6
+    grads = torch.autograd.grad(actual.square().sum(), operands)
+    for grad, true in zip(grads, torch.autograd.grad(expected.square().sum(), exact), strict=True):
+        assert (grad.cpu() - true).abs().max() <= 1e-5 * true.abs().max()

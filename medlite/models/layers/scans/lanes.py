@@ -271,7 +271,7 @@ class _Adjoint(NamedTuple):
     def _leave(
         part: _Part, dy: Sequence[Tensor], C: Sequence[Tensor], decays: Sequence[Tensor]
     ) -> Tensor:
-        """r (N, D, K) of the step after each lane."""
+        """The r (N, D, K) of the step after each lane."""
         local = torch.zeros_like(part.lane_decay)
         for s in reversed(range(len(dy))):
             local.addcmul_(dy[s], C[s]).mul_(decays[s])

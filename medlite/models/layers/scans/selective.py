@@ -16,6 +16,9 @@ N states.
 from __future__ import annotations
 
 import math
+import warnings
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +57,21 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
 
 def kernel_for(x: Tensor) -> ModuleType:
     """The module whose `forward` and `backward` compute a scan over `x`."""
-    return lanes
+    fits_loops = x.device.type == "cpu" and x.dtype == torch.float32
+    return (_compiled_loops() if fits_loops else None) or lanes
+
+
+@cache
+def _compiled_loops() -> ModuleType | None:
+    """The loops that numba compiles; None where it is not there, or not for this Python."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        from medlite.models.layers.scans import compiled
+    except ImportError as error:
+        warnings.warn(f"numba cannot be used, so scans are slower: {error}", stacklevel=2)
+        return None
+    return compiled
 
 
 @torch.library.custom_op("medlite::selective_scan", mutates_args=())
