@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from medlite.errors import ConfigError
-from medlite.models.layers.drop_path import DropPath, rising_rates
+from medlite.models.layers.drop_path import rising_rates
 from medlite.models.layers.initialization import draw_linear_layers
 from medlite.models.layers.patches import PATCH_SIDE, PatchEmbed, PatchExpanding, PatchMerging
 from medlite.models.layers.sizes import require_divisible_sides
-from medlite.models.layers.ss2d import SS2D
+from medlite.models.layers.ss2d import VSSBlock
 from medlite.models.layers.ssm import S6, Ssm
 
 
@@ -87,26 +87,6 @@ class VMUNet(nn.Module):
         for layer in rest:
             maps = layer(maps + skips.pop())
         return self.final_conv(self.final_up(maps).permute(0, 3, 1, 2))
-
-
-class VSSBlock(nn.Module):
-    """The visual state-space block (figure 2 of the paper): a residual SS2D layer, no MLP.
-
-    Args:
-        width: C, channels.
-        drop_path_rate: of its branch.
-        ssm: the recurrence.
-    """
-
-    def __init__(self, width: int, drop_path_rate: float, ssm: Ssm) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.self_attention = SS2D(width, ssm)
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        return maps + self.drop_path(self.self_attention(self.ln_1(maps)))
 
 
 class _EncoderStage(nn.Module):

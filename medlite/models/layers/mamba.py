@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medlite.models.layers.initialization import draw_steps
 from medlite.models.layers.scans.selective import selective_scan
 from medlite.models.layers.scans.ssd import ssd_scan
 from medlite.models.layers.ssm import Ssm
 
 EXPAND = 2
 """Inner channels for each channel of the tokens."""
-
-DELTA_MIN, DELTA_MAX = 1e-3, 1e-1
-"""Step sizes at initialisation, log-uniform."""
 
 RATE_MIN, RATE_MAX = 1.0, 16.0
 """Decay rates of heads at initialisation, uniform."""
@@ -69,15 +67,7 @@ class MambaBlock(nn.Module):
         self.A_log = nn.Parameter(_initial_rates(d_inner, d_state, num_heads).log())
         self.D = nn.Parameter(torch.ones(d_inner))
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-        self._init_steps()
-
-    @torch.no_grad()
-    def _init_steps(self) -> None:
-        """softplus(dt_proj.bias) is log-uniform in [DELTA_MIN, DELTA_MAX] (section 3.6)."""
-        nn.init.uniform_(self.dt_proj.weight, -1, 1).mul_(self.dt_proj.in_features**-0.5)
-        delta = torch.empty_like(self.dt_proj.bias)
-        delta.uniform_(math.log(DELTA_MIN), math.log(DELTA_MAX)).exp_()
-        self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
+        draw_steps(self.dt_proj.weight, self.dt_proj.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, C); a token sees itself and the ones before it."""

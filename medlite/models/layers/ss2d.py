@@ -1,4 +1,4 @@
-"""The 2-D selective scan layer of VMamba, VM-UNet and MedMamba: Mamba that reads four ways."""
+"""The 2-D selective scan of VMamba, VM-UNet and MedMamba: Mamba that reads four ways."""
 
 # ruff: noqa: N803 - the letters of the paper
 
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medlite.models.layers.mamba import DELTA_MAX, DELTA_MIN
+from medlite.models.layers.drop_path import DropPath
+from medlite.models.layers.initialization import draw_steps
 from medlite.models.layers.scans.directions import NUM_DIRECTIONS, cross_merge, cross_scan
 from medlite.models.layers.scans.selective import selective_scan
 from medlite.models.layers.scans.ssd import ssd_scan
@@ -73,12 +74,9 @@ class SS2D(nn.Module):
 
     @torch.no_grad()
     def _init_scans(self) -> None:
-        """Rates 1 to N (ssd: uniform in [1, 16]), steps log-uniform in [DELTA_MIN, DELTA_MAX]."""
+        """Rates 1 to N (ssd: uniform in [1, 16]), steps as Mamba draws them."""
         nn.init.uniform_(self.x_proj_weight, -1, 1).mul_(self.x_proj_weight.shape[-1] ** -0.5)
-        nn.init.uniform_(self.dt_projs_weight, -1, 1).mul_(self.dt_projs_weight.shape[-1] ** -0.5)
-        delta = torch.empty_like(self.dt_projs_bias)
-        delta.uniform_(math.log(DELTA_MIN), math.log(DELTA_MAX)).exp_()
-        self.dt_projs_bias.copy_(delta + torch.log(-torch.expm1(-delta)))
+        draw_steps(self.dt_projs_weight, self.dt_projs_bias)
         if self.kind == "s6":
             self.A_logs.copy_(torch.arange(1.0, self.A_logs.shape[-1] + 1).log())
         else:
@@ -111,3 +109,25 @@ class SS2D(nn.Module):
             return ssd_scan(x, delta, A.expand(NUM_DIRECTIONS, -1), B, C, D)
         A = A.unflatten(0, (sets, -1)).expand(NUM_DIRECTIONS, -1, -1)
         return selective_scan(x, delta, A, B, C, D)
+
+
+class VSSBlock(nn.Module):
+    """The visual state-space block of VM-UNet: a residual SS2D layer, no MLP.
+
+    Ruan et al., arXiv 2402.02491, figure 2.
+
+    Args:
+        width: C, channels.
+        drop_path_rate: of its branch.
+        ssm: the recurrence.
+    """
+
+    def __init__(self, width: int, drop_path_rate: float, ssm: Ssm) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.self_attention = SS2D(width, ssm)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        return maps + self.drop_path(self.self_attention(self.ln_1(maps)))
