@@ -8,10 +8,11 @@ import torch
 import yaml
 
 from medlite import config
+from medlite.models.layers import mamba, mamba2d, ss2d
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
-VOLUMETRIC = {"resnet18_3d"}
+VOLUMETRIC = {"resnet18_3d", "slice_mamba_unet"}
 CLASSIFIERS = {"efficientformerv2_s0", "mobileone_s0", "mobilevit_xs", "mobilenetv3_small"} | {
     "resnet18",
     "resnet18_3d",
@@ -22,6 +23,13 @@ CLASSIFIERS = {"efficientformerv2_s0", "mobileone_s0", "mobilevit_xs", "mobilene
     "medmamba_b",
     "medmamba_lite",
 }
+SCANNING = {file.stem for file in FILES if "layers.ssm.Ssm" in file.read_text()} | {
+    "light_vm2d_unet"
+}
+SCANS = [
+    (mamba, "selective_scan"), (mamba, "ssd_scan"), (ss2d, "selective_scan"), (ss2d, "ssd_scan"),
+    (mamba2d, "wavefront_scan"),
+]  # fmt: skip
 IN_CHANNELS, NUM_CLASSES = 2, 3
 
 for_every_model = pytest.mark.parametrize("name", NAMES)
@@ -44,8 +52,19 @@ def make_images(batch, image_size):
     return torch.randn(batch, IN_CHANNELS, *image_size, generator=generator)
 
 
+def with_lively_scans(net):
+    """Let states weigh as much as the direct path beside them, as they do not in a fresh net."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "x_proj" in name:
+                parameter.mul_(10)
+            if "dt_proj" in name and name.endswith("bias"):
+                parameter.add_(3)
+    return net
+
+
 def test_the_list_of_models_is_complete():
-    assert len(FILES) >= 19
+    assert len(FILES) >= 21
 
 
 @for_every_model
@@ -94,6 +113,25 @@ def test_images_of_a_batch_do_not_mix(name):
     with torch.no_grad():
         together, alone = net(images), net(images[1:2])
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_list_of_models_that_scan_is_complete():
+    assert len(SCANNING) >= 11
+
+
+@pytest.mark.parametrize("name", sorted(SCANNING))
+@pytest.mark.parametrize(
+    "stand_in", [lambda x, *_: x, lambda x, *_: torch.zeros_like(x)], ids=["identity", "zero"]
+)
+def test_logits_depend_on_the_scans(monkeypatch, name, stand_in):
+    size = sizes_of(name)[0]
+    net, images = with_lively_scans(build(name, size).eval()), make_images(2, size)
+    with torch.no_grad():
+        logits = net(images)
+        for module, scan in SCANS:
+            monkeypatch.setattr(module, scan, stand_in)
+        difference = net(images) - logits
+    assert difference.abs().max() > 0.01 * logits.abs().max()
 
 
 @for_every_model

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from medlite.errors import ShapeError
+from medlite.errors import ConfigError, ShapeError
 
 
 def require_divisible_sides(images: Tensor, *, model: str, divisor: int, spatial_dims: int) -> None:
@@ -26,6 +26,23 @@ def require_divisible_sides(images: Tensor, *, model: str, divisor: int, spatial
         raise ShapeError(message)
 
 
+def require_divisible_slices(volumes: Tensor, *, model: str, divisor: int) -> None:
+    """Check that `volumes` (B, C, H, W, D) has slices that `model` can halve often enough.
+
+    Raises:
+        ShapeError: no volumes, or a height or width that `divisor` does not divide.
+    """
+    require_spatial_dims(volumes, model=model, spatial_dims=3)
+    height, width, depth = volumes.shape[2:]
+    if height % divisor or width % divisor:
+        mend = [-(-height // divisor) * divisor, -(-width // divisor) * divisor, depth]
+        message = (
+            f"model={model} needs a height and width divisible by {divisor}, got "
+            f"{by(volumes.shape[2:])}; set 'dataset.image_size={str(mend).replace(' ', '')}'"
+        )
+        raise ShapeError(message)
+
+
 def require_size(images: Tensor, *, model: str, size: Sequence[int]) -> None:
     """Check that `images` (B, C, H, W) have the one size that `model` was built for.
 
@@ -36,6 +53,26 @@ def require_size(images: Tensor, *, model: str, size: Sequence[int]) -> None:
         expected, given = by(size), by(images.shape[2:])
         message = f"model={model} was built for {expected} images, got {given}"
         raise ShapeError(message)
+
+
+def check_scales(widths: Sequence[int], depths: Sequence[int], *, divisor: int) -> None:
+    """Check that a model's widths and depths are of as many scales, and each width of groups.
+
+    Raises:
+        ConfigError: they are not, or a width that `divisor` does not divide.
+    """
+    problems = []
+    if len(depths) != len(widths):
+        problems.append(
+            f"model.depths: {len(depths)} scales do not go with the {len(widths)} of model.widths"
+        )
+    problems += [
+        f"model.widths: {width} is not divisible by {divisor}"
+        for width in widths
+        if width % divisor
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def by(size: Sequence[int]) -> str:
