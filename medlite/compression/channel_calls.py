@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
-    """what it really gave: a tensor, or several"""
+    """what it gave: a tensor, or several; only shapes are read"""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,30 +37,18 @@ class Call:
         """An argument that may be given by place, by name or not at all."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
-    def on(self, sheet: Tensor) -> Any:
-        """What the operator makes of a sheet instead of its first operand."""
-        return self.operator(sheet, *self.args[1:], **self.kwargs)
-
 
 def join(call: Call) -> Labels:
     """An elementwise operator: channels at the same place belong together."""
-    return call.classes.join(call.operands, call.shape)
+    terms = [range(-len(operand.shape), 0) for operand in call.operands]
+    return call.classes.contract(terms, call.operands, range(-len(call.shape), 0), call.shape)
 
 
 def keep_all(call: Call) -> Labels | list[Labels]:
     """An operator of which nothing is known: whatever channels it reads must stay."""
-    call.classes.fix(*(sheet for operand in call.operands for sheet in operand.sheets))
+    for operand in call.operands:
+        for labels in operand.along.values():
+            call.classes.fix(labels)
     if isinstance(call.result, Tensor):
         return Labels(call.shape)
     return [Labels(tuple(part.shape)) for part in call.result]
-
-
-def join_channel_weights(call: Call, image: Labels, weights: Sequence[Labels | None]) -> Labels:
-    """Labels of an image (B, C, ...) that vectors (C,) are added to or multiplied with."""
-    ones = (None,) * (len(image.shape) - 2)
-    spread = [
-        Labels((*w.shape, *[1] * len(ones)), tuple(sheet[(..., *ones)] for sheet in w.sheets))
-        for w in weights
-        if w is not None
-    ]
-    return call.classes.join([image, *spread], call.shape)

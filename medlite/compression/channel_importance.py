@@ -1,50 +1,40 @@
-"""How much each unit of a group of channels matters."""
+"""How much each unit of a group of channels matters, by the criteria of torch-pruning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
+import torch_pruning
 from torch import Tensor, nn
+from torch_pruning.dependency import Dependency, Group, Node
 
 from medlite.compression.channel_groups import ChannelGroup, Member
 from medlite.types import Batch, DataSpec
 
-
-def squared_weight(weight: Tensor) -> Tensor:
-    """The importance of a weight's elements by their size."""
-    return weight.detach().square()
-
-
-def first_order_change(weight: Tensor) -> Tensor:
-    """What the loss would change if an element became zero, to first order.
-
-    Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771,
-    equation 8, without the square. Needs gradients (`accumulate_gradients`).
-    """
-    return (weight.detach() * cast("Tensor", weight.grad)).abs()
+IMPORTANCES = {
+    "taylor": torch_pruning.importance.GroupTaylorImportance,
+    "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+}
+"""Criteria by name. "taylor": what the loss would change if a weight became zero, to first order
+(Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771), from
+gradients; "magnitude": the square of a weight."""
 
 
-def score_units(
-    group: ChannelGroup, weights: Mapping[str, Tensor], score: Callable[[Tensor], Tensor]
-) -> Tensor:
+def score_units(group: ChannelGroup, weights: Mapping[str, Tensor], importance: str) -> Tensor:
     """The importance (U,) of a group's units: the mean over the weights that hold them.
-
-    Each weight's scores are taken relative to their own mean, so that all count alike. Biases
-    are left out.
 
     Args:
         group: U interchangeable units.
-        weights: the net's parameters by name.
-        score: a weight -> the importance of each of its elements, same shape.
+        weights: the net's parameters by name, with gradients for "taylor".
+        importance: one of `IMPORTANCES`. Biases are left out.
     """
-    scores = [
-        _score_member(member, score(weights[member.name])) for member in group.members
-        if _counts(member, weights)
-    ]  # fmt: skip
-    return torch.stack(scores).mean(0) if scores else torch.zeros(group.num_units)
+    scored = [m for m in group.members if m.name in weights and not m.name.endswith("bias")]
+    if not scored:
+        return torch.zeros(group.num_units)
+    criterion = IMPORTANCES[importance](normalizer=None)  # which is only for comparing groups
+    return criterion(_as_linear_layers(group, scored, weights))
 
 
 def accumulate_gradients(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) -> None:
@@ -57,14 +47,30 @@ def accumulate_gradients(net: nn.Module, batches: Iterable[Batch], spec: DataSpe
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _counts(member: Member, weights: Mapping[str, Tensor]) -> bool:
-    return member.name in weights and not member.name.endswith("bias")
+def _as_linear_layers(
+    group: ChannelGroup, members: Iterable[Member], weights: Mapping[str, Tensor]
+) -> Group:
+    """A group as torch-pruning sees it: members are linear layers with an output a unit.
+
+    So its criteria score any axis of any weight, and units of several channels.
+    """
+    units, prune = list(range(group.num_units)), torch_pruning.prune_linear_out_channels
+    layers = Group()
+    for member in members:
+        node = Node(_as_linear(member, weights[member.name]), None)
+        layers.add_dep(Dependency(prune, prune, node, node), units)
+        layers[-1].root_idxs = units
+    return layers
 
 
-def _score_member(member: Member, elements: Tensor) -> Tensor:
-    by_index = elements.movedim(member.axis, 0).flatten(1).sum(1) if elements.ndim > 1 else elements
-    scores = by_index.cpu()[member.indices].sum(1)
-    return scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
+def _as_linear(member: Member, weight: Tensor) -> nn.Linear:
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.detach().movedim(member.axis, 0)[member.indices].flatten(1)
+
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = nn.Parameter(rows(weight))
+    layer.weight.grad = None if weight.grad is None else rows(weight.grad)
+    return layer
 
 
 def _task_loss(logits: Tensor, target: Tensor, spec: DataSpec) -> Tensor:

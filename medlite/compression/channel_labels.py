@@ -4,16 +4,16 @@ Every index of every axis of a net's weights begins as a class of its own. Follo
 operators, classes that must keep or lose their indices together become one; the class `FIXED`
 holds those that must stay.
 
-A tensor's labels are sheets: integers of the tensor's shape, each the class of the channel that
-the element belongs to. An activation (B, C, H, W) has one sheet that varies along C; a matrix has
-two, for its rows and its columns. Sheets have stride 0 along the axes on which they do not
-vary, so they cost no memory there.
+An activation (B, C, H, W) is labelled along C, a matrix along its rows and its columns. Removing
+a class leaves every tensor a full block, because an axis has the same labels wherever the
+others stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,34 +24,96 @@ FIXED = 0
 
 @dataclass(frozen=True)
 class Labels:
-    """A tensor's shape, and its sheets."""
+    """A tensor's shape, and the labels of its channels."""
 
     shape: tuple[int, ...]
-    sheets: tuple[Tensor, ...] = ()
-
-    def along(self, axis: int) -> Tensor | None:
-        """The sheet that varies along an axis."""
-        return next((sheet for sheet in self.sheets if axis in varying_axes(sheet)), None)
+    along: Mapping[int, Tensor] = field(default_factory=dict)
+    """axis -> the class (size,) of each index; all of an axis that is not in it must stay"""
 
 
 class ChannelClasses:
-    """Disjoint sets of labels (union-find), and what tensor operations do to them."""
+    """Disjoint sets of labels (union-find)."""
 
     def __init__(self) -> None:
         self._parents = [FIXED]
 
-    def label(self, shape: Sequence[int]) -> Labels:
-        """New labels for a weight, one for every index of every axis."""
-        sheets = []
+    def new(self, shape: Sequence[int]) -> Labels:
+        """New labels for a weight, one for every index of every axis longer than 1."""
+        along = {}
         for axis, size in enumerate(shape):
-            first = len(self._parents)
-            self._parents += range(first, first + size)
-            indices = torch.arange(first, first + size)
-            sheets.append(_spread(indices, axis, shape))
-        return Labels(tuple(shape), tuple(sheets))
+            if size > 1:
+                first = len(self._parents)
+                self._parents += range(first, first + size)
+                along[axis] = torch.arange(first, first + size)
+        return Labels(tuple(shape), along)
 
-    def root(self, label: int) -> int:
-        """The label that stands for a whole class."""
+    def roots(self, labels: Tensor) -> Tensor:
+        """The labels that stand for the whole classes."""
+        return torch.tensor([self._root(label) for label in labels.tolist()])
+
+    def unite(self, labels: Tensor, others: Tensor) -> None:
+        """Make one class of each label and the other one at its place."""
+        for label, other in zip(labels.tolist(), others.tolist(), strict=True):
+            low, high = sorted((self._root(label), self._root(other)))
+            self._parents[high] = low
+
+    def unite_rows(self, rows: Tensor) -> Tensor:
+        """Make one class of each column of (R, S), and return them."""
+        for row in rows[1:]:
+            self.unite(rows[0], row)
+        return rows[0]
+
+    def fix(self, labels: Tensor | None) -> None:
+        """Say that channels must stay."""
+        if labels is not None:
+            self.unite(labels, torch.full_like(labels, FIXED))
+
+    def is_fixed(self, labels: Tensor) -> bool:
+        """Whether all of them must stay."""
+        return bool((self.roots(labels) == FIXED).all())
+
+    def meet(self, axes: Iterable[tuple[int, Tensor | None]]) -> Tensor | None:
+        """Make one axis of some that an operator walks at the same time.
+
+        Args:
+            axes: size and labels of each; those of size 1 are broadcast and say nothing.
+        """
+        labels = [labels for size, labels in axes if size > 1]
+        known = [one for one in labels if one is not None]
+        for one in known:
+            if len(known) < len(labels):
+                self.fix(one)
+            else:
+                self.unite(known[0], one)
+        return known[0] if known else None
+
+    def contract(
+        self,
+        terms: Sequence[Sequence[Hashable]],
+        operands: Sequence[Labels],
+        result: Sequence[Hashable],
+        shape: tuple[int, ...],
+    ) -> Labels:
+        """The labels of a product, summed over the axes that the result does not have.
+
+        Args:
+            terms: what the axes of each operand are called, as in `torch.einsum`.
+            operands: the factors.
+            result: what the axes of the product are called.
+            shape: of the product.
+        """
+        axes = defaultdict(list)
+        for term, operand in zip(terms, operands, strict=True):
+            for axis, name in enumerate(term):
+                axes[name].append((operand.shape[axis], operand.along.get(axis)))
+        met = {name: self.meet(alike) for name, alike in axes.items()}
+        for name, alike in axes.items():
+            if name not in result and len(alike) == 1:
+                self.fix(met[name])
+        along = {axis: met.get(name) for axis, name in enumerate(result)}
+        return Labels(shape, {axis: labels for axis, labels in along.items() if labels is not None})
+
+    def _root(self, label: int) -> int:
         path = []
         while self._parents[label] != label:
             path.append(label)
@@ -59,140 +121,3 @@ class ChannelClasses:
         for passed in path:
             self._parents[passed] = label
         return label
-
-    def unite(self, labels: Tensor, others: Tensor) -> None:
-        """Make one class of each label and the other one at its place, after broadcasting."""
-        pairs = torch.broadcast_tensors(_core(labels), _core(others))
-        for first, second in torch.stack(pairs).flatten(1).unique(dim=1).T.tolist():
-            low, high = sorted((self.root(first), self.root(second)))
-            self._parents[high] = low
-
-    def unite_along(self, sheet: Tensor, axes: Iterable[int]) -> Tensor:
-        """Make one class of all labels that differ in their place on `axes` only."""
-        first = sheet
-        for axis in axes:
-            first = first.narrow(axis, 0, 1)
-        self.unite(sheet, first)
-        return first.expand(sheet.shape)
-
-    def fix(self, *sheets: Tensor) -> None:
-        """Say that the channels of some sheets must stay."""
-        for sheet in sheets:
-            self.unite(sheet, torch.tensor(FIXED).view([1] * sheet.ndim))
-
-    def tidy(self, shape: Sequence[int], sheets: Iterable[Tensor]) -> Labels:
-        """Sheets in terms of classes: without repetitions, and without those that do not vary."""
-        tidied: list[Tensor] = []
-        for sheet in sheets:
-            known = {axis for other in tidied for axis in varying_axes(other)}
-            settled = self.settle(sheet)
-            if varying_axes(settled) - known:
-                tidied.append(settled.expand(tuple(shape)))
-        return Labels(tuple(shape), tuple(tidied))
-
-    def settle(self, sheet: Tensor) -> Tensor:
-        """A sheet with the label of its class at every place, and stride 0 where it can."""
-        core = _core(_collapse(sheet))
-        unique, places = core.unique(return_inverse=True)
-        roots = torch.tensor([self.root(label) for label in unique.tolist()])[places]
-        return _collapse(roots).expand(sheet.shape)
-
-    def join(self, operands: Sequence[Labels], shape: Sequence[int]) -> Labels:
-        """The labels of what an elementwise operation makes of its operands.
-
-        Channels at the same place become one class. A channel that meets an operand which has as
-        many entries, but no channels there, must stay.
-        """
-        wide = [_broadcast(operand, shape) for operand in operands]
-        for index, first in enumerate(wide):
-            for second in wide[:index] + wide[index + 1 :]:
-                self._meet(first, second)
-        return self.tidy(shape, [sheet for operand in wide for sheet in operand.sheets])
-
-    def einsum(self, equation: str, operands: Sequence[Labels], shape: Sequence[int]) -> Labels:
-        """The labels of a product, summed over the letters that the result does not have.
-
-        Args:
-            equation: as `torch.einsum` takes it, without dots and repeated letters.
-            operands: the factors.
-            shape: of the result.
-        """
-        terms, result = equation.split("->")
-        letters = result + "".join(sorted(set(terms) - set(result) - {","}))
-        factors = [
-            _arrange(operand, term, letters)
-            for operand, term in zip(operands, terms.split(","), strict=True)
-        ]
-        sizes = torch.broadcast_shapes(*(factor.shape for factor in factors))
-        product = self.join(factors, sizes)
-        summed = [axis for axis in range(len(result), len(letters)) if sizes[axis] > 1]
-        alone = [axis for axis in summed if terms.count(letters[axis]) == 1]
-        self.fix(*(s for s in product.sheets if varying_axes(s) & set(alone)))
-        return self.drop(product, range(len(result), len(letters)), shape)
-
-    def drop(self, labels: Labels, axes: Iterable[int], shape: Sequence[int]) -> Labels:
-        """Labels without some axes, over which is summed; `shape` is that of the result."""
-        gone = set(axes)
-        sheets = []
-        for sheet in labels.sheets:
-            if varying_axes(sheet) <= gone:
-                continue
-            united = self.unite_along(sheet, varying_axes(sheet) & gone)
-            kept = united[tuple(0 if axis in gone else slice(None) for axis in range(sheet.ndim))]
-            sheets.append(kept.reshape(tuple(shape)) if kept.ndim != len(shape) else kept)
-        return self.tidy(shape, sheets)
-
-    def _meet(self, first: Labels, second: Labels) -> None:
-        """Unite the sheets of two operands that vary along a common axis; fix the lonely ones."""
-        for sheet in first.sheets:
-            axes = varying_axes(sheet)
-            partners = [other for other in second.sheets if axes & varying_axes(other)]
-            for partner in partners:
-                self.unite(sheet, partner)
-            if not partners and any(second.shape[axis] > 1 for axis in axes):
-                self.fix(sheet)
-
-
-def varying_axes(sheet: Tensor) -> set[int]:
-    """The axes along which a sheet is not constant."""
-    return {axis for axis, size in enumerate(sheet.shape) if size > 1 and sheet.stride(axis) != 0}
-
-
-def _core(sheet: Tensor) -> Tensor:
-    """A sheet, once instead of repeated."""
-    varying = varying_axes(sheet)
-    return sheet[tuple(slice(None) if a in varying else slice(0, 1) for a in range(sheet.ndim))]
-
-
-def _collapse(sheet: Tensor) -> Tensor:
-    """A sheet with stride 0 along all axes on which it is constant."""
-    core = _core(sheet)
-    for axis, size in enumerate(core.shape):
-        first = core.narrow(axis, 0, 1)
-        if size > 1 and bool((core == first).all()):
-            core = first
-    return core.expand(sheet.shape)
-
-
-def _spread(indices: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
-    view = [1] * len(shape)
-    view[axis] = len(indices)
-    return indices.view(view).expand(tuple(shape))
-
-
-def _broadcast(labels: Labels, shape: Sequence[int]) -> Labels:
-    """An operand with leading axes of size 1 where it has fewer; sheets spread over `shape`."""
-    own = (1,) * (len(shape) - len(labels.shape)) + labels.shape
-    return Labels(own, tuple(sheet.expand(tuple(shape)) for sheet in labels.sheets))
-
-
-def _arrange(labels: Labels, letters: str, order: str) -> Labels:
-    """Permute axes, called by letters, into an order; those that are missing have size 1."""
-    missing = [letter for letter in order if letter not in letters]
-    axes = [("".join(missing) + letters).index(letter) for letter in order]
-
-    def arrange(sheet: Tensor) -> Tensor:
-        return sheet[(None,) * len(missing)].permute(axes)
-
-    shape = (1,) * len(missing) + labels.shape
-    return Labels(tuple(shape[axis] for axis in axes), tuple(map(arrange, labels.sheets)))

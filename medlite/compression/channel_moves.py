@@ -1,29 +1,68 @@
-"""Rules for operators that move, cut, join or summarise tensors.
-
-Those that only move elements are run on the labels themselves.
-"""
+"""Rules for operators that move, cut, join or summarise tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from medlite.compression.channel_calls import Call, keep_all
-from medlite.compression.channel_labels import FIXED, ChannelClasses, Labels, varying_axes
+from medlite.compression.channel_calls import Call, join
+from medlite.compression.channel_labels import FIXED, ChannelClasses, Labels
 
 
-def move(call: Call) -> Labels | list[Labels]:
-    """Every element takes its label along."""
-    moved = [call.on(sheet) for sheet in call.args[0].sheets]
+def view(call: Call) -> Labels | list[Labels]:
+    """An operator that gives views, run on labels that are spread over the tensor's shape."""
+    source, *others = call.args
+    spread = (_spread(labels, axis, source.shape) for axis, labels in source.along.items())
+    views = [call.operator(sheet, *others, **call.kwargs) for sheet in spread]
     if isinstance(call.result, Tensor):
-        return call.classes.tidy(call.shape, moved)
+        return Labels(call.shape, dict(itertools.chain(*map(_gather, views))))
     return [
-        call.classes.tidy(tuple(part.shape), [sheets[place] for sheets in moved])
+        Labels(
+            tuple(part.shape), dict(itertools.chain(*(_gather(parts[place]) for parts in views)))
+        )
         for place, part in enumerate(call.result)
     ]
+
+
+def split(call: Call) -> Labels | list[Labels]:
+    """Equal parts lose the same places; channels in unequal ones must stay."""
+    axis = call.argument(2, "dim", 0) % len(call.args[0].shape)
+    labels = call.args[0].along.get(axis)
+    if labels is not None:
+        if len({part.shape for part in call.result}) == 1:
+            call.classes.unite_rows(labels.view(len(call.result), -1))
+        else:
+            call.classes.fix(labels)
+    return view(call)
+
+
+def cut(call: Call) -> Labels | list[Labels]:
+    """What is picked by its number, or by its distance from an end, must stay."""
+    source: Labels = call.args[0]
+    axis = call.argument(1, "dim", 0) % len(source.shape)
+    parts = [call.result] if isinstance(call.result, Tensor) else call.result
+    if tuple(parts[0].shape) != source.shape:
+        call.classes.fix(source.along.get(axis))
+    return view(call)
+
+
+def flip(call: Call) -> Labels:
+    """Channels whose order changes must stay."""
+    return _keep_along(call, call.args[1])
+
+
+def roll(call: Call) -> Labels:
+    """As `flip`."""
+    return _keep_along(call, call.argument(2, "dims", ()) or range(len(call.shape)))
+
+
+def pad(call: Call) -> Labels:
+    """Channels that others are added to must stay."""
+    grown = (axis for axis, size in enumerate(call.args[0].shape) if size != call.shape[axis])
+    return _keep_along(call, grown)
 
 
 def reshape(call: Call) -> Labels:
@@ -32,48 +71,19 @@ def reshape(call: Call) -> Labels:
     Channels that are cut into parts lose the same places in every part; where two axes become
     one, only the channels of the inner axis can go.
     """
-    classes, sheets, taken = call.classes, [], set[int]()
-    for sheet in sorted(call.args[0].sheets, key=lambda s: max(varying_axes(s)), reverse=True):
-        moved = classes.settle(sheet.reshape(call.shape))
-        axes = sorted(varying_axes(moved))
-        if len(axes) > len(varying_axes(sheet)):
-            moved = classes.unite_along(moved, axes[:-1])
-            axes = axes[-1:]
-        if taken & set(axes):
-            classes.fix(sheet)
-        else:
-            sheets.append(moved)
-            taken |= set(axes)
-    return classes.tidy(call.shape, sheets)
-
-
-def split(call: Call) -> Labels | list[Labels]:
-    """Equal parts lose the same places."""
-    parts = move(call)
-    if isinstance(parts, list) and len({part.shape for part in parts}) == 1:
-        for other in parts[1:]:
-            for sheet, same in zip(parts[0].sheets, other.sheets, strict=False):
-                call.classes.unite(sheet, same)
-    return parts
-
-
-def cut(call: Call) -> Labels | list[Labels]:
-    """What is picked by its number, or by its distance from an end, must stay."""
     source: Labels = call.args[0]
-    axis = call.argument(1, "dim", 0) % len(source.shape)
-    parts = [call.result] if isinstance(call.result, Tensor) else call.result
-    is_whole = parts[0].ndim == len(source.shape) and parts[0].shape[axis] == source.shape[axis]
-    if not is_whole:
-        call.classes.fix(*(sheet for sheet in source.sheets if axis in varying_axes(sheet)))
-    return move(call)
-
-
-def index(call: Call) -> Labels | list[Labels]:
-    """As `cut`, for tensors of numbers."""
-    source, indices = call.args[:2]
-    indexed = {axis for axis, numbers in enumerate(indices) if numbers is not None}
-    is_free = not any(varying_axes(sheet) & indexed for sheet in source.sheets)
-    return move(call) if is_free else keep_all(call)
+    along = {}
+    for axes, new_axes in _blocks(source.shape, call.shape):
+        free = [a for a in axes if a in source.along and not call.classes.is_fixed(source.along[a])]
+        for outer in free[:-1]:
+            call.classes.fix(source.along[outer])
+        if free:
+            sizes = source.shape[axes.start : axes.stop]
+            sheet = _spread(source.along[free[-1]], free[-1] - axes.start, sizes)
+            grid = sheet.reshape(call.shape[new_axes.start : new_axes.stop])
+            axis, along_axis = _innermost(call.classes, grid)
+            along[new_axes.start + axis] = along_axis
+    return Labels(call.shape, along)
 
 
 def concatenate(call: Call) -> Labels:
@@ -81,71 +91,94 @@ def concatenate(call: Call) -> Labels:
     parts, axis = call.args[0], call.argument(1, "dim", 0) % len(call.shape)
     if len(parts[0].shape) < len(call.shape):
         parts = [_unsqueezed(part, axis) for part in parts]
-    joined: dict[tuple[int, ...], Tensor] = {}
-    for varying in range(len(call.shape)):
-        sheets = [part.along(varying) for part in parts]
-        if any(sheet is not None for sheet in sheets):
-            joined.setdefault(tuple(map(id, sheets)), torch.cat([*_filled(parts, sheets)], axis))
-    return call.classes.tidy(call.shape, joined.values())
-
-
-def pad(call: Call) -> Labels:
-    """Channels that are added stay; other axes only grow."""
-    sheets = []
-    for sheet in call.args[0].sheets:
-        varying, sides, core = varying_axes(sheet), list(call.args[1]), sheet
-        for axis in set(range(sheet.ndim)) - varying:
-            core = core.narrow(axis, 0, 1)
-        for place in range(len(sides) // 2):
-            if sheet.ndim - 1 - place not in varying:
-                sides[2 * place : 2 * place + 2] = [0, 0]
-        sheets.append(F.pad(core, sides, value=FIXED).expand(call.shape))
-    return call.classes.tidy(call.shape, sheets)
+    along = {}
+    for other in range(len(call.shape)):
+        axes = [(part.shape[other], part.along.get(other)) for part in parts]
+        if other != axis:
+            along[other] = call.classes.meet(axes)
+        elif any(labels is not None for _, labels in axes):
+            along[axis] = torch.cat(
+                [torch.full((size,), FIXED) if labels is None else labels for size, labels in axes]
+            )
+    return Labels(
+        call.shape, {axis: labels for axis, labels in along.items() if labels is not None}
+    )
 
 
 def reduce(call: Call) -> Labels | list[Labels]:
     """Sums, means and largest values over some axes: what is left depends on no single channel."""
+    if len(call.operands) > 1:
+        return join(call)
     source, given = call.args[0], call.argument(1, "dim", None)
-    axes = [given] if isinstance(given, int) else given or range(len(source.shape))
-    gone = {axis % len(source.shape) for axis in axes}
-    if isinstance(call.result, Tensor):
-        return call.classes.drop(source, gone, call.shape)
-    return [call.classes.drop(source, gone, tuple(part.shape)) for part in call.result]
+    rank = len(source.shape)
+    gone = {axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))}
+    parts = [call.result] if isinstance(call.result, Tensor) else call.result
+    keeps_axes = parts[0].ndim == rank
+    along = {
+        axis if keeps_axes else axis - sum(other < axis for other in gone): labels
+        for axis, labels in source.along.items()
+        if axis not in gone
+    }
+    results = [Labels(tuple(part.shape), along) for part in parts]
+    return results[0] if isinstance(call.result, Tensor) else results
 
 
 def resample(call: Call) -> Labels:
-    """Pooling and interpolation of images (B, C, ...)."""
-    return call.classes.tidy(call.shape, resampled(call.classes, call.args[0], call.shape))
-
-
-def resampled(classes: ChannelClasses, image: Labels, shape: Sequence[int]) -> list[Tensor]:
-    """The sheets of an image (B, C, ...) on a grid of another size.
+    """Pooling, interpolation and convolution of images (B, C, ...).
 
     Channels that are laid out as positions, as in ECA (arXiv:1910.03151), pass if the grid stays.
     """
-    sheets = []
-    for sheet in image.sheets:
-        varying = varying_axes(sheet)
-        spatial = {axis for axis in varying if axis > 1}
-        if spatial != varying or not varying:
-            kept = classes.unite_along(sheet, spatial)
-            point = kept[(slice(None), slice(None), *[slice(0, 1)] * (sheet.ndim - 2))]
-            sheets.append(point.expand(tuple(shape)))
-        elif all(image.shape[axis] == shape[axis] for axis in spatial):
-            grid = [-1 if axis in spatial else shape[axis] for axis in range(sheet.ndim)]
-            narrow = tuple(slice(None) if a in spatial else slice(0, 1) for a in range(sheet.ndim))
-            sheets.append(sheet[narrow].expand(grid))
-        else:
-            classes.fix(sheet)
-    return sheets
+    image: Labels = call.args[0]
+    moved = [a for a in range(2, len(image.shape)) if image.shape[a] != call.shape[a]]
+    return _keep_along(call, moved)
 
 
-def _filled(parts: Sequence[Labels], sheets: Sequence[Tensor | None]) -> Iterator[Tensor]:
-    """The sheets, and where a part has none, one that says that all stays."""
-    for part, sheet in zip(parts, sheets, strict=True):
-        yield torch.tensor(FIXED).expand(part.shape) if sheet is None else sheet
+def _keep_along(call: Call, axes: Iterable[int]) -> Labels:
+    """All labels stay where they are; what is along some axes must stay."""
+    source: Labels = call.args[0]
+    kept = {axis % len(source.shape) for axis in axes}
+    for axis in kept:
+        call.classes.fix(source.along.get(axis))
+    along = {axis: labels for axis, labels in source.along.items() if axis not in kept}
+    return Labels(call.shape, along)
+
+
+def _spread(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """Labels along an axis, with stride 0 along all others."""
+    sizes = [1] * len(shape)
+    sizes[axis] = len(labels)
+    return labels.view(sizes).expand(tuple(shape))
+
+
+def _gather(sheet: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The axis, if it is left, along which a view of what `_spread` gave is labelled."""
+    for axis, size in enumerate(sheet.shape):
+        if size > 1 and sheet.stride(axis):
+            yield axis, sheet.movedim(axis, 0).flatten(1)[:, 0]
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """The shortest runs of axes of two shapes that hold equally many elements."""
+    place = new_place = 0
+    while place < len(old) and new_place < len(new):
+        first, new_first = place, new_place
+        size, new_size = old[place], new[new_place]
+        place, new_place = place + 1, new_place + 1
+        while size != new_size:
+            if size < new_size:
+                size, place = size * old[place], place + 1
+            else:
+                new_size, new_place = new_size * new[new_place], new_place + 1
+        yield range(first, place), range(new_first, new_place)
+
+
+def _innermost(classes: ChannelClasses, grid: Tensor) -> tuple[int, Tensor]:
+    """The last axis along which labels differ, which become the same wherever the others stand."""
+    differing = [a for a in range(grid.ndim) if (grid != grid.narrow(a, 0, 1)).any()]
+    axis = differing[-1] if differing else max(range(grid.ndim), key=lambda a: grid.shape[a])
+    return axis, classes.unite_rows(grid.movedim(axis, -1).reshape(-1, grid.shape[axis]))
 
 
 def _unsqueezed(labels: Labels, axis: int) -> Labels:
     shape = (*labels.shape[:axis], 1, *labels.shape[axis:])
-    return Labels(shape, tuple(sheet.unsqueeze(axis) for sheet in labels.sheets))
+    return Labels(shape, {old + (old >= axis): one for old, one in labels.along.items()})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import string
+import itertools
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from medlite.compression.channel_calls import Call, join_channel_weights, keep_all
-from medlite.compression.channel_labels import ChannelClasses, Labels, varying_axes
-from medlite.compression.channel_moves import resampled
+from medlite.compression.channel_calls import Call, keep_all
+from medlite.compression.channel_labels import ChannelClasses, Labels
+from medlite.compression.channel_moves import resample
 
 SCANS = {
     "medlite::selective_scan": "bpld,bpld,pdn,bpln,bpln,pd",
@@ -22,9 +23,11 @@ them; and what stays: b samples, p sets of parameters, l tokens, i j pixels, n s
 def linear(call: Call) -> Labels:
     """(..., C) by a weight (C', C)."""
     source, weight, bias, *_ = (*call.args, None)
-    batch = _letters(len(source.shape) - 1)
-    product = call.classes.einsum(f"{batch}Y,ZY->{batch}Z", [source, weight], call.shape)
-    return call.classes.join([product, bias] if bias else [product], call.shape)
+    batch = range(len(source.shape) - 1)
+    product = call.classes.contract(
+        [(*batch, "in"), ("out", "in")], [source, weight], (*batch, "out"), call.shape
+    )
+    return _along(call, product, len(batch), [product.along.get(len(batch)), *_vector(bias)])
 
 
 def matmul(call: Call) -> Labels | list[Labels]:
@@ -32,35 +35,49 @@ def matmul(call: Call) -> Labels | list[Labels]:
     left, right = call.args
     if min(len(left.shape), len(right.shape)) < 2:
         return keep_all(call)
-    batch = _letters(len(call.shape) - 2)
-    first, second = (batch[len(call.shape) - len(term.shape) :] for term in (left, right))
-    equation = f"{first}XY,{second}YZ->{batch}XZ"
-    return call.classes.einsum(equation, [left, right], call.shape)
+    terms = [(*_batch(left), "x", "y"), (*_batch(right), "y", "z")]
+    result = (*range(2 - len(call.shape), 0), "x", "z")
+    return call.classes.contract(terms, [left, right], result, call.shape)
 
 
 def einsum(call: Call) -> Labels | list[Labels]:
     """Any product of tensors that is written out, without repeated letters in a factor."""
-    equation, operands = call.args[0].replace(" ", ""), call.args[1]
-    factors = equation.split("->")[0].split(",")
-    is_written_out = "->" in equation and "." not in equation
-    if not is_written_out or any(len(set(factor)) < len(factor) for factor in factors):
+    terms, _, result = call.args[0].replace(" ", "").partition("->")
+    factors = terms.split(",")
+    if "." in terms or not result or any(len(set(factor)) < len(factor) for factor in factors):
         return keep_all(call)
-    return call.classes.einsum(equation, operands, call.shape)
+    return call.classes.contract(factors, call.args[1], result, call.shape)
 
 
 def attend(call: Call) -> Labels:
-    """Scaled dot-product attention: queries (..., X, Y), keys (..., Z, Y), values (..., Z, V)."""
-    query, key, value = call.args[:3]
-    batch = _letters(len(call.shape) - 2)
-    shape = (*query.shape[:-1], key.shape[-2])
-    scores = call.classes.einsum(f"{batch}XY,{batch}ZY->{batch}XZ", [query, key], shape)
-    return call.classes.einsum(f"{batch}XZ,{batch}ZV->{batch}XV", [scores, value], call.shape)
+    """Scaled dot-product attention: only the channels of the values can go.
+
+    The number of those of queries and keys scales the scores.
+    """
+    value: Labels = call.args[2]
+    others = [operand for operand in call.operands if operand is not value]
+    for labels in (labels for operand in others for labels in operand.along.values()):
+        call.classes.fix(labels)
+    last = len(value.shape) - 1
+    for axis in set(value.along) - {last}:
+        call.classes.fix(value.along[axis])
+    return Labels(call.shape, {last: value.along[last]} if last in value.along else {})
 
 
 def convolve(call: Call) -> Labels:
     """(B, C, ...) by a weight (C', C / groups, ...)."""
     image, weight, bias, *_ = (*call.args, None)
-    return _convolve(call, image, weight, bias, call.argument(6, "groups", 1))
+    classes, groups = call.classes, call.argument(6, "groups", 1)
+    entering, leaving = image.along.get(1), weight.along.get(0)
+    if groups > 1 and weight.shape[1] == 1:
+        return _convolved(
+            call, weight, [_repeat(entering, weight.shape[0]), leaving, *_vector(bias)]
+        )
+    _repeat_in_groups(classes, entering, groups)
+    _repeat_in_groups(classes, leaving, groups)
+    of_a_group = None if entering is None else entering[: weight.shape[1]]
+    classes.meet((weight.shape[1], labels) for labels in (of_a_group, weight.along.get(1)))
+    return _convolved(call, weight, [leaving, *_vector(bias)])
 
 
 def convolve_transposed(call: Call) -> Labels | list[Labels]:
@@ -68,72 +85,70 @@ def convolve_transposed(call: Call) -> Labels | list[Labels]:
     if call.argument(6, "groups", 1) > 1:
         return keep_all(call)
     image, weight, bias, *_ = (*call.args, None)
-    shape = (weight.shape[1], weight.shape[0], *weight.shape[2:])
-    swapped = Labels(shape, tuple(sheet.transpose(0, 1) for sheet in weight.sheets))
-    return _convolve(call, image, swapped, bias, 1)
+    call.classes.meet(
+        (weight.shape[0], labels.along.get(axis)) for labels, axis in ((image, 1), (weight, 0))
+    )
+    return _convolved(call, weight, [weight.along.get(1), *_vector(bias)])
 
 
 def normalise_channels(call: Call) -> Labels:
     """Batch and instance normalisation, PReLU: vectors for the channels of (B, C, ...)."""
-    image, *weights = (arg for arg in call.args if isinstance(arg, Labels))
-    return join_channel_weights(call, image, weights)
+    image, *vectors = call.operands
+    return _along(call, image, 1, [image.along.get(1), *itertools.chain(*map(_vector, vectors))])
 
 
 def normalise_groups(call: Call) -> Labels:
     """Group normalisation: equal groups of channels lose the same places."""
     normalised = normalise_channels(call)
-    for sheet in normalised.sheets:
-        if 1 in varying_axes(sheet):
-            call.classes.unite_along(sheet.unflatten(1, (call.args[1], -1)), [1])
-    return call.classes.tidy(call.shape, normalised.sheets)
+    _repeat_in_groups(call.classes, normalised.along.get(1), call.args[1])
+    return normalised
 
 
 def scan(call: Call) -> Labels:
     """One of `SCANS`, by its channels; equal heads lose the same places."""
     classes, terms = call.classes, SCANS[call.operator._schema.name].split(",")
-    vectors, num_heads = [], 1
-    for labels, term in zip(call.args, terms, strict=True):
-        axis = term.find("d")
-        classes.fix(*(sheet for sheet in labels.sheets if axis not in varying_axes(sheet)))
-        if "h" in term:
-            num_heads = labels.shape[term.index("h")]
-        if axis >= 0:
-            others = set(range(len(term))) - {axis}
-            vectors.append(classes.drop(labels, others, labels.shape[axis : axis + 1]))
-    channels = classes.join(vectors, call.shape[-1:])
-    for sheet in channels.sheets:
-        classes.unite_along(sheet.unflatten(0, (num_heads, -1)), [0] if num_heads > 1 else [])
-    return classes.tidy(call.shape, [sheet.expand(call.shape) for sheet in channels.sheets])
+    channels, num_heads = [], 1
+    for operand, term in zip(call.args, terms, strict=True):
+        for axis, letter in enumerate(term):
+            if letter == "d":
+                channels.append((operand.shape[axis], operand.along.get(axis)))
+            else:
+                classes.fix(operand.along.get(axis))
+            num_heads = operand.shape[axis] if letter == "h" else num_heads
+    labels = classes.meet(channels)
+    _repeat_in_groups(classes, labels, num_heads)
+    return Labels(call.shape, {} if labels is None else {len(call.shape) - 1: labels})
 
 
-def _convolve(
-    call: Call, image: Labels, weight: Labels, bias: Labels | None, groups: int
-) -> Labels:
-    """The products of each group's channels, at one pixel, spread over all of them."""
-    classes, (batch, rows, *grid) = call.classes, call.shape
-    sheets = resampled(classes, image, (*image.shape[:2], *grid))
-    pixel = [sheet.flatten(2)[..., 0] for sheet in sheets]
-    channels = classes.tidy(image.shape[:2], pixel)
-    factors = [_in_parts(channels, 1, groups), _in_parts(weight, 0, groups)]
-    kernel = string.ascii_uppercase[: len(grid)]
-    shape = (batch, groups, rows // groups)
-    product = classes.einsum(f"bgi,goi{kernel}->bgo", factors, shape)
-    made = _same_in_all_groups(classes, product) if weight.shape[1] > 1 else product.sheets
-    flat = [sheet.reshape(batch, rows, *[1] * len(grid)) for sheet in made]
-    positions = [sheet[:, :1] for sheet in sheets if min(varying_axes(sheet), default=0) > 1]
-    spread = [sheet.expand(call.shape) for sheet in (*flat, *positions)]
-    return join_channel_weights(call, classes.tidy(call.shape, spread), [bias])
+def _convolved(call: Call, weight: Labels, channels: Sequence[Tensor | None]) -> Labels:
+    """Channels that meet along axis 1 of the result; the size of the kernel must stay."""
+    for axis in range(2, len(weight.shape)):
+        call.classes.fix(weight.along.get(axis))
+    return _along(call, resample(call), 1, channels)
 
 
-def _same_in_all_groups(classes: ChannelClasses, product: Labels) -> tuple[Tensor, ...]:
-    return tuple(classes.unite_along(sheet, {1} & varying_axes(sheet)) for sheet in product.sheets)
+def _along(call: Call, labels: Labels, axis: int, channels: Sequence[Tensor | None]) -> Labels:
+    """Labels with others, which meet, along one axis of a call's result."""
+    met = call.classes.meet((call.shape[axis], one) for one in channels)
+    along = {other: one for other, one in labels.along.items() if other != axis}
+    return Labels(call.shape, along if met is None else along | {axis: met})
 
 
-def _in_parts(labels: Labels, axis: int, parts: int) -> Labels:
-    size = labels.shape[axis] // parts
-    shape = (*labels.shape[:axis], parts, size, *labels.shape[axis + 1 :])
-    return Labels(shape, tuple(sheet.unflatten(axis, (parts, size)) for sheet in labels.sheets))
+def _vector(labels: Labels | None) -> list[Tensor | None]:
+    """What is along a vector, if it is there and has more than one entry for all."""
+    return [] if labels is None or labels.shape == (1,) else [labels.along.get(0)]
 
 
-def _letters(count: int) -> str:
-    return string.ascii_lowercase[:count]
+def _repeat(labels: Tensor | None, size: int) -> Tensor | None:
+    return None if labels is None else labels.repeat_interleave(size // len(labels))
+
+
+def _repeat_in_groups(classes: ChannelClasses, labels: Tensor | None, num_groups: int) -> None:
+    """Groups of channels, one after another, lose the same places."""
+    if labels is not None and num_groups > 1:
+        classes.unite_rows(labels.view(num_groups, -1))
+
+
+def _batch(labels: Labels) -> range:
+    """What the leading axes of matrices are called: by their distance from the rows."""
+    return range(2 - len(labels.shape), 0)

@@ -19,19 +19,20 @@ from medlite.compression.channel_labels import Labels
 _BY_RULE: dict[Callable[[Call], Labels | list[Labels]], str] = {
     join: (
         "alias clone contiguous detach dropout hardswish layer_norm log_sigmoid log_softmax "
-        "rms_norm softmax to _to_copy type_as"
+        "rms_norm softmax to _to_copy"
     ),
-    moves.move: (
-        "broadcast_to expand flip mT matrix_H movedim numpy_T permute repeat roll "
-        "split_with_sizes squeeze t transpose unsqueeze"
+    moves.view: (
+        "broadcast_to expand mT matrix_H movedim numpy_T permute split_with_sizes squeeze t "
+        "transpose unsqueeze"
     ),
     moves.reshape: "flatten reshape unflatten view _unsafe_view",
     moves.split: "chunk split",
     moves.cut: "narrow select slice unbind",
-    moves.index: "index",
-    moves.concatenate: "cat concat stack",
+    moves.flip: "flip",
+    moves.roll: "roll",
     moves.pad: "constant_pad_nd pad",
-    moves.reduce: "amax amin max mean min std sum var",
+    moves.concatenate: "cat concat stack",
+    moves.reduce: "amax amin max mean min sum",
     moves.resample: (
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
         "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d "

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from medlite.compression.copies import evaluation_copy
+
 
 def sync_sizes(net: nn.Module) -> None:
     """Make the sizes that layers state those of their weights.
 
     A depth-wise convolution stays one, other grouped convolutions keep the number of groups.
+    timm's blocks, which keep a copy of their convolution's groups, get the new one.
     """
     for module in net.modules():
         if isinstance(getattr(module, "weight", None), Tensor):
             vars(module).update(_sizes(module, module.get_parameter("weight").shape))
+    for module in net.modules():
+        convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m is not module]
+        if isinstance(getattr(module, "groups", None), int) and convolutions:
+            vars(module)["groups"] = convolutions[0].groups
 
 
 @torch.no_grad()
-def run_and_adapt(net: nn.Module, images: Tensor) -> Tensor:
-    """Run a net, and tell its normalisations without weights how many channels they see."""
-    blank = [m for m in net.modules() if isinstance(m, _NormBase) and m.weight is None]
-    handles = [module.register_forward_pre_hook(_adapt) for module in blank]
+def run_without_data(net: nn.Module, images: Tensor) -> torch.Size | None:
+    """The shape of what a net makes of images, or None if it fails; nothing is computed.
+
+    Normalisations without weights get the number of channels that they see.
+    """
+    shadow = evaluation_copy(net).to("meta")
+    for module, shade in zip(net.modules(), shadow.modules(), strict=True):
+        if isinstance(module, _NormBase) and module.weight is None:
+            shade.register_forward_pre_hook(functools.partial(_adapt, module))
     try:
-        return net(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+        return shadow(images.to("meta")).shape
+    except (RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError):
+        return None
 
 
-def _adapt(module: nn.Module, args: Any) -> None:
-    vars(module)["num_features"] = args[0].shape[1]
+def _adapt(module: nn.Module, shade: nn.Module, args: Any) -> None:
+    for either in (module, shade):
+        vars(either)["num_features"] = args[0].shape[1]
 
 
 def _sizes(module: nn.Module, shape: torch.Size) -> dict[str, Any]:
@@ -58,6 +71,6 @@ def _sizes(module: nn.Module, shape: torch.Size) -> dict[str, Any]:
 
 
 def _groups(convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, shape: torch.Size) -> int:
-    is_depthwise = shape[1] == 1 and convolution.groups > 1
+    is_depthwise = convolution.in_channels == convolution.groups
     multiplier = convolution.out_channels // convolution.groups
-    return shape[0] // multiplier if is_depthwise else convolution.groups
+    return shape[0] // multiplier if is_depthwise and convolution.groups > 1 else convolution.groups

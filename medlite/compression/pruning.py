@@ -11,21 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medlite.compression.channel_groups import ChannelGraph, ChannelGroup
-from medlite.compression.channel_importance import (
-    accumulate_gradients,
-    first_order_change,
-    score_units,
-    squared_weight,
-)
+from medlite.compression.channel_groups import ChannelGroup, find_groups
+from medlite.compression.channel_importance import IMPORTANCES, accumulate_gradients, score_units
+from medlite.compression.channel_removal import remove_units
+from medlite.compression.channel_trace import label_channels
 from medlite.compression.checks import check_options, training_rules
 from medlite.compression.copies import evaluation_copy
 from medlite.compression.order import Stage
 from medlite.compression.structure import record_structure, restore_structure
 from medlite.errors import MedliteError
 from medlite.types import CompressionContext, DataSpec
-
-_SCORES = {"taylor": first_order_change, "magnitude": squared_weight}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +60,8 @@ class StructuredPruning:
                 (
                     "importance",
                     self.importance,
-                    self.importance in _SCORES,
-                    f"one of {', '.join(_SCORES)}",
+                    self.importance in IMPORTANCES,
+                    f"one of {', '.join(IMPORTANCES)}",
                 ),
                 ("round_to", self.round_to, self.round_to >= 1, "a whole number from 1 up"),
                 (
@@ -87,15 +82,13 @@ class StructuredPruning:
             MedliteError: not one channel could be removed.
         """
         images = torch.zeros(2, *context.spec.input_shape)
-        pruned = evaluation_copy(net)
-        pruned.requires_grad_(True).zero_grad()
+        whole = evaluation_copy(net)
+        whole.requires_grad_(True).zero_grad()
         if self.importance == "taylor":
             batches = context.calibration_batches(self.importance_batches)
-            accumulate_gradients(pruned, batches, context.spec)
-        before = _describe_size(pruned, images[:1])
-        done = self._prune(pruned, images)
-        pruned.zero_grad()
-        after = _describe_size(pruned, images[:1])
+            accumulate_gradients(whole, batches, context.spec)
+        pruned, done = self._prune(whole, images)
+        before, after = (_describe_size(some, images[:1]) for some in (whole, pruned))
         context.report(
             "pruning",
             f"ratio {self.ratio} by {self.importance} in {done}: from {before} to {after}",
@@ -112,21 +105,20 @@ class StructuredPruning:
         restore_structure(pruned, state)
         return pruned
 
-    def _prune(self, net: nn.Module, images: Tensor) -> str:
-        """Prune in place; what was done, in words."""
-        graph = ChannelGraph(net, images)
-        weights = dict(net.named_parameters())
-        plans = [(group, self._units_to_remove(group, weights)) for group in graph.groups()]
-        num_pruned = sum(graph.remove(group, units) for group, units in plans if units)
-        _sync_groups(net)
-        if not num_pruned:
+    def _prune(self, net: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
+        """A pruned copy, and what was done in words."""
+        classes, weights = label_channels(net, images), dict(net.named_parameters())
+        plans = [(group, self._units_to_remove(group, weights)) for group in find_groups(classes)]
+        chosen = [(group, units) for group, units in plans if units]
+        pruned, done = remove_units(net, images, classes, chosen)
+        if not done:
             message = (
                 f"nothing could be pruned in {type(net).__name__} at ratio {self.ratio}: none of "
                 f"its {len(plans)} groups of channels can lose channels in multiples of "
                 f"{self.round_to}; lower round_to or raise ratio"
             )
             raise MedliteError(message)
-        return f"{num_pruned} of {len(plans)} groups of channels"
+        return pruned, f"{len(done)} of {len(plans)} groups of channels"
 
     def _units_to_remove(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[int]:
         step = math.lcm(self.round_to, group.unit_size) // group.unit_size
@@ -134,16 +126,8 @@ class StructuredPruning:
         num_kept = max(1, math.ceil(wanted / step)) * step
         if num_kept >= group.num_units:
             return []
-        scores = score_units(group, weights, _SCORES[self.importance])
+        scores = score_units(group, weights, self.importance)
         return scores.topk(group.num_units - num_kept, largest=False).indices.tolist()
-
-
-def _sync_groups(net: nn.Module) -> None:
-    """Repeat the groups of pruned depth-wise convolutions where timm's blocks keep a copy."""
-    for module in net.modules():
-        convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m is not module]
-        if isinstance(getattr(module, "groups", None), int) and convolutions:
-            vars(module)["groups"] = convolutions[0].groups
 
 
 @torch.no_grad()
