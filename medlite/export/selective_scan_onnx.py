@@ -13,7 +13,8 @@ OpenVINO (2026.4) sets three rules for a body: its inputs carry an element type,
 from outside is passed in as state, and the state is the first operand of its product
 (`decay * state` can give wrong numbers where shapes are static).
 
-Letters: B batch, P parameter sets, L tokens, D channels, N states; S steps of a lane, G lanes.
+Letters: B batch, P parameter sets, L tokens, D channels, N states; S steps of a lane, G lanes,
+K = B G.
 """
 
 # ruff: noqa: N803, N806, PLR0917 - the letters and the argument order of the paper
@@ -52,21 +53,21 @@ _PLACEHOLDER = Op(
 TILE_ELEMENTS = 2**16
 """states of all lanes at one step: enough to outweigh a node's overhead, and still in the cache"""
 
-UNROLLED_ELEMENTS, UNROLLED_STEPS = 2**17, 32
-"""the largest scan (B L D N) and the most steps that are written without loops"""
+UNROLLED_STEPS = 32
+"""the most steps that are written without loops"""
 
 DYNAMIC_LANES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Engine:
-    """What was measured to be best on an engine (benchmarks/selective_scan.py).
-
-    Lanes are the innermost axis where there are few channels, the channels are otherwise.
-    """
+    """What was measured to be best on an engine (benchmarks/selective_scan.py)."""
 
     few_channels: int
+    """up to so many, lanes are the innermost axis"""
     few_channels_unrolled: int
+    unrolled_elements: int
+    """the largest scan (B L D N) without loops, which takes the memory of all states"""
     wide: int
     """states at one token (B P D N) from which lanes bring nothing"""
     bodies_may_capture: bool
@@ -74,12 +75,36 @@ class _Engine:
 
 ENGINES = {
     "onnxruntime": _Engine(
-        few_channels=48, few_channels_unrolled=24, wide=4096, bodies_may_capture=True
+        few_channels=96,
+        few_channels_unrolled=24,
+        unrolled_elements=2**17,
+        wide=4096,
+        bodies_may_capture=True,
     ),
     "openvino": _Engine(
-        few_channels=24, few_channels_unrolled=0, wide=8192, bodies_may_capture=False
+        few_channels=24,
+        few_channels_unrolled=24,
+        unrolled_elements=2**20,
+        wide=8192,
+        bodies_may_capture=False,
     ),
 }
+
+
+class _Layout(NamedTuple):
+    """The order of axes in what the steps read; "1" is an axis of length 1."""
+
+    tile: str
+    """the states of all lanes at one step"""
+    channels: str
+    inputs: str
+    """B"""
+    read_out: str
+    """C"""
+
+
+LANES_LAST = _Layout(tile="n p d k", channels="p d k", inputs="n p 1 k", read_out="n p 1 k")
+CHANNELS_LAST = _Layout(tile="k p n d", channels="k p 1 d", inputs="k p n 1", read_out="k p 1 n")
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -118,6 +143,10 @@ class _Form(NamedTuple):
     lanes_are_last: bool
     is_unrolled: bool
 
+    @property
+    def layout(self) -> _Layout:
+        return LANES_LAST if self.lanes_are_last else CHANNELS_LAST
+
     @classmethod
     def choose(cls, engine: _Engine, length: int | None, channels: int, width: int) -> _Form:
         """For `width` = B P D N states at one token (an unknown B counts as 1); L may be None."""
@@ -129,7 +158,8 @@ class _Form(NamedTuple):
             most = math.sqrt(length) * (2 if has_few_channels else 1)
             most = min(TILE_ELEMENTS / width, most, length / 4)
             lanes = 2 ** max(round(math.log2(most)), 0)
-        is_short = length * width <= UNROLLED_ELEMENTS and length <= lanes * UNROLLED_STEPS
+        is_small = length * width <= engine.unrolled_elements
+        is_short = is_small and length <= lanes * UNROLLED_STEPS
         if is_short:
             has_few_channels = channels < engine.few_channels_unrolled
         return cls(lanes, has_few_channels, is_unrolled=is_short)
@@ -146,11 +176,7 @@ class _Operands(NamedTuple):
 
 
 class _Scan:
-    """One scan being written.
-
-    A tile, the states of all lanes at one step, is (N, K, P, D), or (N, P, D, K) where the lanes
-    are innermost; K holds the batch and, faster, the lanes.
-    """
+    """One scan being written; K holds the batch and, faster, the lanes."""
 
     def __init__(self, emit: Emitter, engine: _Engine, x: ir.Value, A: ir.Value) -> None:
         assert x.shape is not None
@@ -170,15 +196,21 @@ class _Scan:
     ) -> ir.Value:
         """Write all of it; (B, P, L, D)."""
         emit = self.emit
-        delta_tiles = self._of_channels(delta)
+        layout = self.form.layout
+        delta_tiles = self._cut(delta, "d", layout.channels)
         total = emit("ReduceSum", delta_tiles, [0], keepdims=0)
         rates = self._rates(A)
         lane_decay = emit("Exp", emit("Mul", total, rates))
         zero = emit("Mul", lane_decay, 0.0)
         if self.engine.bodies_may_capture:
             rates = emit("Add", rates, zero)
-        u_tiles = self._of_channels(emit("Mul", delta, x))
-        tiles = _Operands(rates, delta_tiles, u_tiles, self._of_states(B), self._of_states(C))
+        tiles = _Operands(
+            rates,
+            delta_tiles,
+            self._cut(emit("Mul", delta, x), "d", layout.channels),
+            self._cut(B, "n", layout.inputs),
+            self._cut(C, "n", layout.read_out),
+        )
         run = self._unrolled if self.form.is_unrolled else self._looped
         entering = zero
         if self.form.lanes > 1:
@@ -200,8 +232,9 @@ class _Scan:
         h = float_value("h", rank=4)
         rates = tiles.rates if captures else float_value("rates", rank=4)
         scanned = [tiles.delta, tiles.u, tiles.B] + ([tiles.C] if reads_out else [])
-        slices = [float_value(f"slice_{i}", rank=t) for i, t in enumerate((3, 3, 4, 4))]
-        slices = slices[: len(scanned)]
+        layout = self.form.layout
+        axes = (layout.channels, layout.channels, layout.inputs, layout.read_out)
+        slices = [float_value(f"slice_{i}", rank=len(axes[i].split())) for i in range(len(scanned))]
         h_next = self._step(emit, h, rates, *slices[:3])
         carried = [] if captures else [rates]
         results = [h_next, *(emit("Identity", value) for value in carried)]
@@ -224,7 +257,7 @@ class _Scan:
         for delta, u, B, C in zip(*(self._split(tile) for tile in scanned), strict=True):
             state = self._step(self.emit, state, tiles.rates, delta, u, B)
             if reads_out:
-                outputs.append(self._read_out(self.emit, state, C))
+                outputs.append(self.emit("Unsqueeze", self._read_out(self.emit, state, C), [0]))
         return self.emit("Concat", *outputs, axis=0) if reads_out else state
 
     def _split(self, tiles: ir.Value) -> list[ir.Value]:
@@ -245,7 +278,9 @@ class _Scan:
         return emit("Add", emit("Mul", h, decay), emit("Mul", u, B))
 
     def _read_out(self, emit: Emitter, h: ir.Value, C: ir.Value) -> ir.Value:
-        """The sum over the states as a product with ones: (K P D,), far quicker than ReduceSum."""
+        """The sum over the states of C h, by a product of matrices: far quicker than ReduceSum."""
+        if not self.form.lanes_are_last:
+            return emit("MatMul", C, h)
         states = self.sizes["n"]
         assert isinstance(states, int)
         rows = emit("Reshape", emit("Mul", h, C), [states, -1])
@@ -257,7 +292,8 @@ class _Scan:
         Hillis and Steele, "Data parallel algorithms", Commun. ACM 29 (1986), 1170-1183.
         """
         emit, lanes = self.emit, self.form.lanes
-        inner = [] if self.form.lanes_are_last else [self._joined("p d")]
+        _, _, behind = self.form.layout.tile.partition("k")
+        inner = [self._joined(behind)] if behind else []
         decay, local = (emit.reshape(tile, [-1, lanes, *inner]) for tile in (decay, local))
 
         def shift(tile: ir.Value, by: int) -> ir.Value:
@@ -270,29 +306,24 @@ class _Scan:
             if 2 * by < lanes:
                 decay = emit("Mul", decay, shift(decay, by))
             by *= 2
-        return emit.reshape(shift(local, 1), self._tile("n", "p", "d"))
+        return emit.reshape(shift(local, 1), self._shape(self.form.layout.tile))
 
-    def _of_channels(self, tokens: ir.Value) -> ir.Value:
-        """(B, P, L, D) -> (S, K, P, D) or (S, P, D, K)."""
-        order = "s p d b g" if self.form.lanes_are_last else "s b g p d"
-        moved = self.emit.rearrange(self._padded(tokens), "b p g s d", order, self.sizes)
-        return self.emit.reshape(moved, [self.steps, *self._tile("p", "d")])
-
-    def _of_states(self, tokens: ir.Value) -> ir.Value:
-        """(B, P, L, N) -> (S, N, K, P, 1) or (S, N, P, 1, K)."""
-        order = "s n p b g" if self.form.lanes_are_last else "s n b g p"
-        moved = self.emit.rearrange(self._padded(tokens), "b p g s n", order, self.sizes)
-        return self.emit.reshape(moved, [self.steps, *self._tile("n", "p", "1")])
+    def _cut(self, tokens: ir.Value, features: str, axes: str) -> ir.Value:
+        """(B, P, L, D) or (B, P, L, N) -> (S, *axes), in the order of the axes."""
+        order = "s " + axes.replace("k", "b g").replace("1", "")
+        moved = self.emit.rearrange(self._padded(tokens), f"b p g s {features}", order, self.sizes)
+        return self.emit.reshape(moved, [self.steps, *self._shape(axes)])
 
     def _rates(self, A: ir.Value) -> ir.Value:
-        """(P, D, N) -> (N, 1, P, D) or (N, P, D, 1)."""
-        axis = 3 if self.form.lanes_are_last else 1
-        return self.emit("Unsqueeze", self.emit("Transpose", A, perm=[2, 0, 1]), [axis])
+        """(P, D, N) -> a tile with one lane."""
+        axes = self.form.layout.tile.split()
+        order = ["pdn".index(axis) for axis in axes if axis != "k"]
+        return self.emit("Unsqueeze", self.emit("Transpose", A, perm=order), [axes.index("k")])
 
     def _to_tokens(self, outputs: ir.Value) -> ir.Value:
         """S tiles without states -> (B, P, L, D)."""
         emit = self.emit
-        order = "s p d b g" if self.form.lanes_are_last else "s b g p d"
+        order = "s " + self.form.layout.channels.replace("k", "b g").replace("1", "")
         moved = emit.rearrange(outputs, order, "b p g s d", self.sizes)
         padded = self._joined("g s")
         tokens = emit.reshape(moved, [-1, self.sizes["p"], padded, self.sizes["d"]])
@@ -314,11 +345,9 @@ class _Scan:
         pads = self.emit("Concat", before, missing_steps, self.emit.constant([0]), axis=0)
         return self.emit("Pad", tokens, pads)
 
-    def _tile(self, *letters: str) -> list[Size]:
-        """The axes of a tile, K where it belongs; "1" is an axis of length 1."""
-        sizes = [1 if letter == "1" else self.sizes[letter] for letter in letters]
-        place = len(sizes) if self.form.lanes_are_last else len(sizes) - 2
-        return [*sizes[:place], -1, *sizes[place:]]
+    def _shape(self, axes: str) -> list[Size]:
+        """The lengths of axes; that of K follows from the others."""
+        return [(self.sizes | {"k": -1, "1": 1})[axis] for axis in axes.split()]
 
     def _joined(self, letters: str) -> Size:
         return self.emit.product(*(self.sizes[letter] for letter in letters.split()))

@@ -82,7 +82,7 @@ class Scan(nn.Module):
 
 @pytest.mark.parametrize("channels", [12, 64, 1024])
 def test_every_loop_that_is_written_has_the_state_first(channels):
-    tokens, weights = torch.rand(2, 1600, channels), torch.rand(2, 1600, 16)
+    tokens, weights = torch.rand(2, 8000, channels), torch.rand(2, 8000, 16)
     inputs = (tokens, tokens, weights, weights)
     shapes = ({0: Dim("batch")},) * 4
     program = torch.export.export(Scan(channels), inputs, dynamic_shapes=shapes)

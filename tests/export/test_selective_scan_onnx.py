@@ -111,13 +111,32 @@ def test_openvino_equals_the_loop_when_the_batch_is_fixed(tmp_path, channels):
     assert relative_error(run_openvino(path, inputs), scan_sequentially(net, inputs)) < 1e-6
 
 
+STRESS = {
+    "up to 50": lambda delta: delta * 500,
+    "zero with spikes of 20": lambda delta: torch.where(delta > 0.08, 20.0, 0.0),
+    "a thousandth": lambda delta: delta * 1e-3,
+    "all zero": torch.zeros_like,
+}
+"""What is done to the step sizes; 1021 tokens are no multiple of anything."""
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("channels", [12, 32])
-def test_large_steps_neither_overflow_nor_lose_digits(tmp_path, runtime, channels):
+@pytest.mark.parametrize("channels", [12, 128])
+def test_no_step_size_overflows_or_loses_digits(tmp_path, runtime, channels):
     net, path = Scan(channels), tmp_path / "scan.onnx"
-    x, delta, B, C = make_inputs(2, 100, channels)
-    inputs = (x, torch.where(delta > 0.05, 50.0, 0.0), B, C)
-    to_onnx(net, inputs, path, runtime)
+    x, delta, B, C = make_inputs(2, 1021, channels)
+    to_onnx(net, (x, delta, B, C), path, runtime)
+    for name, change in STRESS.items():
+        inputs = (x, change(delta), B, C)
+        actual = RUNTIMES[runtime](path, inputs)
+        assert relative_error(actual, scan_sequentially(net, inputs)) < 1e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_65536_tokens_lose_no_digits(tmp_path, runtime):
+    net, path, inputs = Scan(16), tmp_path / "scan.onnx", make_inputs(1, 65536, 16)
+    to_onnx(net, inputs, path, runtime, any_batch=False)
     actual = RUNTIMES[runtime](path, inputs)
     assert relative_error(actual, scan_sequentially(net, inputs)) < 1e-6
 
@@ -148,7 +167,7 @@ def test_one_file_takes_any_length(tmp_path, runtime, sets, channels):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
-    ("length", "channels", "num_loops"), [(4096, 12, 2), (500, 1024, 1), (64, 12, 0)]
+    ("length", "channels", "num_loops"), [(16384, 12, 2), (500, 1024, 1), (64, 12, 0)]
 )
 def test_graph_is_small_and_standard(tmp_path, runtime, length, channels, num_loops):
     """Lanes where a token is little work, a plain loop where it is much, none where it is short."""
