@@ -61,12 +61,13 @@ def first_divergence(net: nn.Module, artifact: Artifact, images: np.ndarray) -> 
         options = did_you_mean(artifact.format, _READERS)
         message = f"format {artifact.format!r} does not show its inner tensors; {options}"
         raise ExportError(message)
-    program = to_onnx(trace(deployable(net), artifact.input_shape)).exported_program
+    engine, read = _READERS[artifact.format]
+    program = to_onnx(trace(deployable(net), artifact.input_shape), engine).exported_program
     assert program is not None
     recorder = _Recorder(program.module(check_guards=False))
     with torch.no_grad():
         recorder.run(torch.from_numpy(images))
-    found = _READERS[artifact.format](artifact, images, recorder.values)
+    found = read(artifact, images, recorder.values)
     tolerance = TOLERANCES[artifact.precision]
     for name, node in recorder.nodes.items():
         if name in found:
@@ -141,10 +142,13 @@ def _read_openvino(
     }
 
 
-_READERS: dict[str, Callable[[Artifact, np.ndarray, Iterable[str]], dict[str, np.ndarray]]] = {
-    "onnx": _read_onnx,
-    "openvino": _read_openvino,
+_Reader = Callable[[Artifact, np.ndarray, Iterable[str]], dict[str, np.ndarray]]
+
+_READERS: dict[str, tuple[str, _Reader]] = {
+    "onnx": ("onnxruntime", _read_onnx),
+    "openvino": ("openvino", _read_openvino),
 }
+"""By format: the engine, and how the tensors that are asked for are had from it."""
 
 
 def _relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

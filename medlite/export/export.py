@@ -6,7 +6,6 @@ import copy
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,8 +13,9 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError, did_you_mean
-from medlite.export.onnx_file import for_engine, save, to_onnx
+from medlite.export.onnx_file import for_engine, is_same_for_all_engines, save, to_onnx
 from medlite.export.trace import custom_operators, deployable, modules_registering, trace
+from medlite.optional import require
 from medlite.types import Artifact
 
 
@@ -30,13 +30,16 @@ def export(
 
     Args:
         net: (B, C, H, W[, D]) float32 -> logits (B, K[, H, W, D]).
-        format: "onnx" (one file), "openvino" (.xml and .bin) or "torch" (.pt2).
-        input_shape: (C, H, W[, D]) of one image; the batch axis stays dynamic.
+        format: "onnx" (one file), "openvino" (.xml and .bin), "executorch" (.pte) or "torch"
+            (.pt2).
+        input_shape: (C, H, W[, D]) of one image; the batch axis stays dynamic, but for
+            "executorch", whose programs take one image.
         directory: made where it is missing.
         stem: file name without its ending.
 
     Raises:
         ExportError: an unknown format, or a network that it cannot hold; names the layer.
+        MissingDependency: the format needs a package that is not installed.
     """
     artifacts = export_all(
         net, formats=[format], input_shape=input_shape, directory=directory, stem=stem
@@ -80,17 +83,17 @@ def digest(files: Sequence[Path]) -> str:
 
 
 class _Traced:
-    """A program, and its translation to ONNX once something asks for it."""
+    """A program, and its translations to ONNX once something asks for them."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
-
-    @cached_property
-    def onnx(self) -> torch.onnx.ONNXProgram:
-        return to_onnx(self.program)
+        self._onnx: dict[str, torch.onnx.ONNXProgram] = {}
 
     def save_onnx(self, path: Path, *, engine: str) -> None:
-        save(for_engine(self.onnx, engine), path)
+        key = "all" if is_same_for_all_engines(self.program) else engine
+        if key not in self._onnx:
+            self._onnx[key] = to_onnx(self.program, engine)
+        save(for_engine(self._onnx[key], engine), path)
 
 
 def _write_onnx(traced: _Traced, path: Path) -> None:
@@ -111,6 +114,13 @@ def _write_openvino(traced: _Traced, path: Path) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
+def _write_executorch(traced: _Traced, path: Path) -> None:
+    require("executorch", extra="executorch", needed_by="the format 'executorch'")
+    from medlite.export.executorch_file import to_executorch
+
+    path.write_bytes(to_executorch(traced.program))
+
+
 def _write_torch(traced: _Traced, path: Path) -> None:
     """Without the example images and the source lines, which name folders of this machine."""
     program = copy.copy(traced.program)
@@ -125,6 +135,7 @@ def _write_torch(traced: _Traced, path: Path) -> None:
 _WRITERS: dict[str, tuple[Callable[[_Traced, Path], None], tuple[str, ...]]] = {
     "onnx": (_write_onnx, (".onnx",)),
     "openvino": (_write_openvino, (".xml", ".bin")),
+    "executorch": (_write_executorch, (".pte",)),
     "torch": (_write_torch, (".pt2",)),
 }
 """How each format is written, and the endings of its files, the one to load first."""

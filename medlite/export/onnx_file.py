@@ -19,20 +19,27 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 BATCH_AXIS = "batch"
 
+SSD_SCAN = "medlite::ssd_scan"
+
 PLACEHOLDERS = "medlite"
 """the domain of nodes that every engine gets in a form of its own"""
 
 
-def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
+def to_onnx(program: ExportedProgram, engine: str) -> torch.onnx.ONNXProgram:
     """Translate `program`; node metadata (layer names, source lines) are still in the result.
 
     Opaque operators without a translation are replaced by their registered decompositions.
-    Scans are placeholders until `for_engine` has written them out.
+    Selective scans are placeholders until `for_engine` has written them out.
+
+    Args:
+        program: left as it is.
+        engine: "onnxruntime" or "openvino"; the result is the same where
+            `is_same_for_all_engines`.
 
     Raises:
         ExportError: operators that ONNX lacks, each with the layers that hold it.
     """
-    table = _translations(program)
+    table = _translations(program, engine)
     translated_names = {operator._schema.name for operator in table}
     program = decompose(program, with_decomposition(program) - translated_names)
     try:
@@ -52,6 +59,11 @@ def to_onnx(program: ExportedProgram) -> torch.onnx.ONNXProgram:
         raise ExportError(_explain(program, error)) from error
     assert translated is not None
     return translated
+
+
+def is_same_for_all_engines(program: ExportedProgram) -> bool:
+    """Whether no engine has an operator of its own for a part of `program`."""
+    return SSD_SCAN not in custom_operators(program)
 
 
 def for_engine(translated: torch.onnx.ONNXProgram, engine: str) -> torch.onnx.ONNXProgram:
@@ -80,7 +92,7 @@ def save(translated: torch.onnx.ONNXProgram, path: Path) -> None:
     translated.save(str(path), external_data=False)
 
 
-def _translations(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+def _translations(program: ExportedProgram, engine: str) -> dict[Any, Callable[..., Any]]:
     table: dict[Any, Callable[..., Any]] = {}
     operators = custom_operators(program)
     if "medlite::selective_scan" in operators:
@@ -91,6 +103,10 @@ def _translations(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
         from medlite.export import wavefront_onnx
 
         table |= wavefront_onnx.translation_table()
+    if SSD_SCAN in operators and engine == "onnxruntime":
+        from medlite.export import ssd_onnx
+
+        table |= ssd_onnx.translation_table()
     return table
 
 

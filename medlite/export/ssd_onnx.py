@@ -1,0 +1,79 @@
+# ruff: noqa: N803, PLR0917 - the letters and the argument order of the paper
+"""The scan of Mamba-2 as ONNX Runtime's own operator, `com.microsoft.LinearAttention`.
+
+With one query head and as many value heads as the scan has, its "gated" rule is the recurrence:
+C asks, B is the key, delta x the value, delta A the logarithm of the decay. Its inner loop was
+measured to beat the products over chunks that other engines get (benchmarks/selective_scan.py),
+and it takes any length. For the scan of Mamba, one head a channel, it is slower than `Scan`.
+
+Letters: B batch, P parameter sets, L tokens, D channels, H heads, N states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnx.defs import OpSchema
+from onnxscript import opset18
+from onnxscript.values import Op, Opset
+
+op: Any = opset18
+
+_NAME, _DOMAIN, _FLOAT = "LinearAttention", "com.microsoft", "tensor(float)"
+_OPTIONAL = OpSchema.FormalParameterOption.Optional
+_LINEAR_ATTENTION = Op(
+    Opset(_DOMAIN, 1),
+    _NAME,
+    OpSchema(
+        _NAME,
+        _DOMAIN,
+        since_version=1,
+        inputs=[
+            *(OpSchema.FormalParameter(name, _FLOAT) for name in ("query", "key", "value")),
+            OpSchema.FormalParameter("past_state", _FLOAT, param_option=_OPTIONAL),
+            OpSchema.FormalParameter("decay", _FLOAT, param_option=_OPTIONAL),
+        ],
+        outputs=[OpSchema.FormalParameter(name, _FLOAT) for name in ("output", "present_state")],
+        attributes=[
+            OpSchema.Attribute("q_num_heads", OpSchema.AttrType.INT),
+            OpSchema.Attribute("kv_num_heads", OpSchema.AttrType.INT),
+            OpSchema.Attribute("update_rule", OpSchema.AttrType.STRING),
+            OpSchema.Attribute("scale", OpSchema.AttrType.FLOAT),
+        ],
+    ),
+)
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What `torch.onnx.export` takes as `custom_translation_table`."""
+    return {torch.ops.medlite.ssd_scan.default: _translate}
+
+
+def _translate(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
+    """The operator's operands as ONNX values -> (B, P, L, D)."""
+    heads, channels, states = A.shape[1], x.shape[3], B.shape[3]
+    by_head = op.Reshape(x, op.Constant(value_ints=[0, 0, -1, heads, channels // heads]))
+    value = op.Mul(by_head, op.Unsqueeze(delta, op.Constant(value_ints=[4])))
+    log_decay = op.Mul(delta, op.Unsqueeze(A, op.Constant(value_ints=[1])))
+    outputs, _ = _LINEAR_ATTENTION(
+        _rows(C, x, states),
+        _rows(B, x, states),
+        _rows(value, x, channels),
+        None,
+        _rows(log_decay, x, heads),
+        q_num_heads=1,
+        kv_num_heads=heads,
+        update_rule="gated",
+        scale=1.0,
+    )
+    direct = op.Mul(op.Unsqueeze(D, op.Constant(value_ints=[1])), x)
+    return op.Add(op.Reshape(outputs, op.Shape(x)), direct)
+
+
+def _rows(tokens: Any, x: Any, features: int) -> Any:
+    """(B, P, L, ...) -> (B P, L, features)."""
+    length = op.Shape(x, start=2, end=3)
+    ends = (op.Constant(value_ints=[size]) for size in (-1, features))
+    return op.Reshape(tokens, op.Concat(next(ends), length, next(ends), axis=0))
