@@ -121,9 +121,9 @@ class Artifact:
     """the file to load; `files` lists all that must stand beside it"""
     files: tuple[Path, ...]
     format: str
-    """"onnx", "openvino" or "torch" """
+    """"onnx", "openvino", "executorch" or "torch" """
     input_shape: tuple[int, ...]
-    """(C, H, W[, D]); the batch axis is dynamic"""
+    """(C, H, W[, D]); the batch axis is dynamic, but for "executorch", which takes one image"""
     output_shape: tuple[int, ...]
     """(K,) or (K, H, W[, D])"""
     precision: str

@@ -151,6 +151,11 @@ _READERS: dict[str, tuple[str, _Reader]] = {
 """By format: the engine, and how the tensors that are asked for are had from it."""
 
 
+READABLE_FORMATS = tuple(_READERS)
+"""those that show their inner tensors; an engine that fuses ahead of time, as ExecuTorch with
+XNNPACK does, has none to show"""
+
+
 def _relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     if ours.shape != theirs.shape:
         return float("inf")

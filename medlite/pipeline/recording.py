@@ -15,7 +15,7 @@ import torch
 from medlite.bench.benchmark import BenchmarkResult
 from medlite.bench.budget import judge_budgets
 from medlite.bench.complexity import count_complexity
-from medlite.export.divergence import first_divergence
+from medlite.export.divergence import READABLE_FORMATS, first_divergence
 from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.task import build_metrics, primary_metric
@@ -147,8 +147,8 @@ def _check_parity(
 
 
 def _find_divergence(job: Job, evidence: Evidence, name: str, artifact: Artifact) -> str:
-    if artifact.format == "torch":
-        return "torch programs do not show their inner tensors"
+    if artifact.format not in READABLE_FORMATS:
+        return f"files of the format '{artifact.format}' do not show their inner tensors"
     images = job.data.test_images(4).numpy()
     found = first_divergence(evidence.nets[name], artifact, images)
     return str(found) if found is not None else "no layer differs on four images of the test split"

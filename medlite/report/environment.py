@@ -25,6 +25,7 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "executorch",
     "medmnist",
     "pylidc",
     "numpy",

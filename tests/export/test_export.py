@@ -13,7 +13,12 @@ from medlite.export.export import export, export_all
 from medlite.export.trace import deployable
 from medlite.types import Artifact
 
-FORMATS = {"onnx": [".onnx"], "openvino": [".xml", ".bin"], "torch": [".pt2"]}
+FORMATS = {
+    "onnx": [".onnx"],
+    "openvino": [".xml", ".bin"],
+    "executorch": [".pte"],
+    "torch": [".pt2"],
+}
 SHAPE = (3, 8, 8)
 
 
@@ -115,7 +120,7 @@ def test_openvino_keeps_float32_weights(artifacts):
 
 
 def test_no_file_names_the_source_code_it_came_from(artifacts):
-    for artifact in (artifacts["onnx"], artifacts["openvino"]):
+    for artifact in (artifacts[format] for format in ("onnx", "openvino", "executorch")):
         assert b".py" not in b"".join(file.read_bytes() for file in artifact.files)
     with zipfile.ZipFile(artifacts["torch"].path) as archive:
         graph = next(name for name in archive.namelist() if name.endswith("models/model.json"))

@@ -1,5 +1,7 @@
 """The layer at which a file parts from torch is found by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -64,6 +66,8 @@ def test_changed_network_is_found_at_its_last_layer(net, tmp_path, format):
     assert first_divergence(net, artifact, IMAGES).layer == "head"
 
 
-def test_format_without_inner_tensors_is_refused(net, tmp_path):
-    with pytest.raises(ExportError, match=r"'torch' does not show its inner tensors.*onnx"):
-        first_divergence(net, write(net, tmp_path, "torch"), IMAGES)
+@pytest.mark.parametrize("format", ["torch", "executorch"])
+def test_format_without_inner_tensors_is_refused(net, tmp_path, format):
+    artifact = replace(write(net, tmp_path, "torch"), format=format)
+    with pytest.raises(ExportError, match=f"'{format}' does not show its inner tensors"):
+        first_divergence(net, artifact, IMAGES)

@@ -1,6 +1,7 @@
 """Every runtime of conf/runtime gives torch's answer, at every batch size, and says how."""
 
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from medlite.compression.quantized_graph import calibrate, convert, prepare
 from medlite.compression.quantizer import Int8Quantizer
 from medlite.errors import MissingDependency
 from medlite.export.export import export
+from medlite.runtimes.executorch import ExecuTorchRuntime
+from medlite.runtimes.executorch_program import OUTSIDE
 from medlite.runtimes.onnxruntime import OnnxRuntime
 from medlite.runtimes.openvino import OpenVinoRuntime
 from medlite.runtimes.threads import count_threads
@@ -23,7 +26,8 @@ from medlite.runtimes.torch import TorchRuntime
 from medlite.types import Artifact, Hardware
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "runtime").glob("*.yaml"))
-RUNTIMES = [OnnxRuntime(), OpenVinoRuntime(), TorchRuntime()]
+IN_INTEGERS = [OnnxRuntime(), OpenVinoRuntime(), ExecuTorchRuntime()]
+RUNTIMES = [*IN_INTEGERS, TorchRuntime()]
 SHAPE = (3, 16, 16)
 ONE_THREAD = Hardware(num_threads=1)
 
@@ -74,7 +78,7 @@ def artifacts(nets, tmp_path_factory):
 
 
 def test_every_runtime_has_a_config_that_builds_it_with_its_own_defaults():
-    assert len(CONFIGS) >= 3
+    assert len(CONFIGS) >= 4
     assert {path.stem: build(path) for path in CONFIGS} == {r.name: r for r in RUNTIMES}
 
 
@@ -113,7 +117,7 @@ def test_quantised_graph_decides_as_in_torch(runtime, nets, artifacts):
     assert agreeing > 0.98
 
 
-@pytest.mark.parametrize("runtime", [OnnxRuntime(), OpenVinoRuntime()], ids=by_name)
+@pytest.mark.parametrize("runtime", IN_INTEGERS, ids=by_name)
 def test_optimised_graph_of_a_quantised_net_computes_in_integers(runtime, artifacts):
     counts = runtime.count_operators(artifacts["int8", runtime.format], ONE_THREAD)
     assert sum(count for name, count in counts.items() if name.startswith("int8:")) >= 3
@@ -129,6 +133,33 @@ def test_float_graph_has_no_integer_operator(runtime, artifacts):
 def test_torch_counts_the_operators_of_the_program(artifacts):
     counts = TorchRuntime().count_operators(artifacts["fp32", "torch"], ONE_THREAD)
     assert counts == {"conv2d": 3, "relu": 2}
+
+
+def test_executorch_tells_what_is_left_outside_of_xnnpack(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LayerNorm(14), nn.Conv2d(8, 2, 3)).eval()
+    options = {"input_shape": SHAPE, "directory": tmp_path, "stem": "net"}
+    artifact = export(net, format="executorch", **options)
+    counts = ExecuTorchRuntime().count_operators(artifact, ONE_THREAD)
+    assert counts["Conv2d"] == 2
+    outside = {name: count for name, count in counts.items() if name.startswith(OUTSIDE)}
+    assert outside == {f"{OUTSIDE}native_layer_norm": 1}
+
+
+def test_runtime_without_its_package_is_refused_when_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'medlite\[executorch\]'"):
+        ExecuTorchRuntime()
+
+
+def test_executorch_that_was_built_for_another_torch_is_refused(monkeypatch, artifacts):
+    def fail(module, **_):
+        message = "undefined symbol: torch"
+        raise ImportError(message)
+
+    runtime = ExecuTorchRuntime()
+    monkeypatch.setattr("medlite.runtimes.executorch.require", fail)
+    with pytest.raises(MissingDependency, match=r"undefined symbol.*pip install -U 'medlite"):
+        runtime.load(artifacts["fp32", "executorch"], ONE_THREAD)
 
 
 def test_onnxruntime_counts_operators_inside_the_bodies_of_loops(tmp_path):

@@ -1,0 +1,116 @@
+"""ExecuTorch: an exported program as one file, its graph given to XNNPACK as far as that goes.
+
+Programs are of one image: memory is planned ahead for fixed sizes, and scans are written out.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, SoftmaxConfig
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from torch import fx
+from torch.export import ExportedProgram
+
+from medlite.errors import ExportError
+from medlite.export.decompose import decompose
+from medlite.export.trace import custom_operators, first_line
+from medlite.export.xnnpack_forms import XNNPACK_FORMS
+
+ROUND = torch.ops.quantized_decomposed.quantize_per_tensor.default
+UNROUND = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+UNROUND_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
+ROUNDINGS = "quantized_decomposed::"
+"""how the names of the operators begin that a quantised graph rounds with; XNNPACK takes them"""
+
+
+class SoftmaxOfRows(SoftmaxConfig):
+    """What XNNPACK takes of softmax: nothing with four axes.
+
+    It keeps the maps (B, C, H, W) between convolutions with the channels innermost, and
+    ExecuTorch 1.5.1 lets a softmax over W there go over C: wrong without a word, as in
+    EfficientFormerV2, whose attention maps pass through convolutions.
+    """
+
+    def check_constraints(self, node: fx.Node, ep: ExportedProgram) -> bool:
+        """Whether `node` may go to XNNPACK."""
+        return node.meta["val"].ndim != 4 and super().check_constraints(node, ep)
+
+
+def to_executorch(program: ExportedProgram) -> bytes:
+    """Translate `program` for batches of one image.
+
+    Raises:
+        ExportError: as `lower`.
+    """
+    return lower(_of_one_image(program))
+
+
+def lower(program: ExportedProgram) -> bytes:
+    """Translate `program`, whose sizes are all fixed.
+
+    Opaque operators are replaced by their registered decompositions.
+
+    Raises:
+        ExportError: an operator without decomposition, or that ExecuTorch has no kernel for.
+    """
+    configs = [SoftmaxOfRows if c is SoftmaxConfig else c for c in ALL_PARTITIONER_CONFIGS]
+    with _quiet():
+        opaque = {name for name in custom_operators(program) if not name.startswith(ROUNDINGS)}
+        program = decompose(program, opaque).run_decompositions(XNNPACK_FORMS)
+        try:
+            partitioner = XnnpackPartitioner(configs=configs)
+            edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
+            return bytes(edge.to_executorch().buffer)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            message = f"ExecuTorch cannot hold this network: {first_line(error)}"
+            raise ExportError(message) from error
+
+
+def _of_one_image(program: ExportedProgram) -> ExportedProgram:
+    """`program` for a batch of one and nothing else."""
+    (name,) = program.graph_signature.user_inputs
+    images = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
+    module = program.module(check_guards=False)
+    _round_to_signed(module)
+    _add_weight_zero_points(module)
+    return torch.export.export(module, (torch.zeros(1, *images.shape[1:]),), strict=False)
+
+
+def _round_to_signed(module: fx.GraphModule) -> None:
+    """Shift 8-bit codes from [0, 255] to the [-128, 127] that XNNPACK computes on; exact."""
+    for node in module.graph.nodes:
+        if node.target in {ROUND, UNROUND} and node.args[5] == torch.uint8:
+            values, scale, zero_point, low, high, _ = node.args
+            node.args = (values, scale, zero_point - 128, low - 128, high - 128, torch.int8)
+    module.recompile()
+
+
+def _add_weight_zero_points(module: fx.GraphModule) -> None:
+    """Zeros where a weight of 8 bits has no zero points: XNNPACK's partitioner asks for them."""
+    for node in module.graph.nodes:
+        if node.target == UNROUND_WEIGHT and node.args[2] is None:
+            name = f"{node.name}_zero_points"
+            scales = fx.graph_module._get_attr(module, node.args[1].target)
+            module.register_buffer(name, torch.zeros_like(scales, dtype=torch.int64))
+            with module.graph.inserting_before(node):
+                node.update_arg(2, module.graph.get_attr(name))
+    module.recompile()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch and ExecuTorch warn of their own code."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
