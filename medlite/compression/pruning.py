@@ -28,10 +28,12 @@ class StructuredPruning:
     """Removes the least important channels of every group of coupled layers, and trains on.
 
     Groups are found as in DepGraph (Fang et al., arXiv:2301.12900; see
-    `medlite.compression.channel_groups`): those of convolutions and of linear layers, and of
-    Mamba blocks both the inner channels and those between the blocks. States, heads, and the
-    channels of images and logits stay, and so do channels whose number a layer does not read
-    from its weights, as around attention. One shot, the same ratio in every group.
+    `medlite.compression.channel_groups`), in state-space models both the inner channels and those
+    between the blocks. States, heads, and the channels of images and logits stay, and so do
+    channels that an unknown operator reads, that scale the scores of attention, or whose number
+    a layer does not read from its weights. One shot, the same ratio in every group. What is left
+    is computed as before, but statistics over channels (layer and group normalisation, spatial
+    attention) are those of the channels that are left.
 
     Args:
         ratio: share of the channels that goes, in (0, 1).
