@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from scan_peers.cases import CASES, Case
-from scan_peers.variants import PHASES, VARIANTS, Run, Unavailable, prepare, true_values
+from scan_peers.variants import PHASES, VARIANTS, Run, Unavailable, kind_of, prepare, true_values
 
 PEAK_COMMAND = [sys.executable, str(Path(__file__).with_name("scan_peers") / "peak.py")]
 
@@ -63,9 +63,9 @@ def measure_case(
 
 def take_turns(case: Case, phase: str, runs: dict[str, Run], num_rounds: int) -> dict[str, Timing]:
     """Run all variants once for their errors, then in turns for their times."""
-    expected = true_values(case, phase)
+    expected = {kind: true_values(case, phase, kind) for kind in {*map(kind_of, runs)}}
     timings = {
-        variant: Timing([], max(map(relative_error, run(), expected)))
+        variant: Timing([], max(map(relative_error, run(), expected[kind_of(variant)])))
         for variant, run in runs.items()
     }
     for _ in range(num_rounds):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medlite.models.layers.ssm import Ssm
+
 NUM_STATES = 16
 
 
@@ -41,8 +43,11 @@ class Case:
         """In words."""
         return f"{self.batch}x{self.length}x{self.channels}"
 
-    def operands(self) -> Operands:
-        """Normal x, B and C, steps log-uniform in [1e-3, 1e-1], rates around -1 to -16."""
+    def operands(self, kind: str = "s6") -> Operands:
+        """Normal x, B and C, steps log-uniform in [1e-3, 1e-1], rates around -1 to -16.
+
+        Of the kind "ssd", a head of `Ssm`'s size has the step and the rate of its first channel.
+        """
         generator = torch.Generator().manual_seed(0)
         tokens = (self.batch, 1, self.length)
         x = torch.randn(*tokens, self.channels, generator=generator)
@@ -50,7 +55,11 @@ class Case:
         B, C = torch.randn(2, *tokens, NUM_STATES, generator=generator)
         jitter = 0.9 + 0.2 * torch.rand(1, self.channels, NUM_STATES, generator=generator)
         A = -torch.arange(1.0, NUM_STATES + 1) * jitter
-        return Operands(x, delta, A, B, C, torch.randn(1, self.channels, generator=generator))
+        D = torch.randn(1, self.channels, generator=generator)
+        if kind == "ssd":
+            head_dim = self.channels // Ssm(kind="ssd").num_heads(self.channels)
+            delta, A = delta[..., ::head_dim], 16 * A[:, ::head_dim, 0]
+        return Operands(x, delta.contiguous(), A, B, C, D)
 
 
 CASES = {

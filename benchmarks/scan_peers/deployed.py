@@ -8,68 +8,101 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medlite.export.onnx_file import for_engine
-from medlite.export.selective_scan_onnx import translation_table
+from medlite.export.export import export
+from medlite.export.onnx_file import for_engine, translate
 from medlite.models.layers.scans.selective import selective_scan
+from medlite.models.layers.scans.ssd import ssd_scan
+from medlite.types import Hardware
 from scan_peers.cases import Case
+
+SCANS = {"s6": selective_scan, "ssd": ssd_scan}
 
 
 class Scan(nn.Module):
     """The scan alone: rates and direct path are weights, the rest comes in."""
 
-    def __init__(self, A: Tensor, D: Tensor) -> None:
+    def __init__(self, case: Case, kind: str) -> None:
         super().__init__()
-        self.A = nn.Parameter(A)
-        self.D = nn.Parameter(D)
+        _, _, A, _, _, D = case.operands(kind)
+        self.scan = SCANS[kind]
+        self.A = nn.Parameter(A[0])
+        self.D = nn.Parameter(D[0])
 
     def forward(self, x: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """(B, L, D) outputs."""
-        return selective_scan(x, delta, self.A, B, C, self.D)
+        return self.scan(x, delta, self.A, B, C, self.D)
 
 
-def exported(case: Case, runtime: str, kind: str, directory: Path) -> Path:
-    """The file for `runtime`, of static shape, in the form that medlite picks for it."""
-    x, delta, A, B, C, D = case.operands()
-    net = Scan(A[0], D[0]).eval()
-    program = torch.export.export(net, (x[:, 0], delta[:, 0], B[:, 0], C[:, 0]))
-    path = directory / f"{case.name}_{runtime}.onnx"
-    translated = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        optimize=False,
-        custom_translation_table=translation_table(),
-    )
-    assert translated is not None
-    for_engine(translated, runtime).save(path)
+class PackedScan(nn.Module):
+    """The same with one input, (B, 1, elements of x, delta, B and C)."""
+
+    def __init__(self, case: Case, kind: str) -> None:
+        super().__init__()
+        self.scan = Scan(case, kind)
+        self.shapes = [tuple(t.shape[1:]) for t in inputs(case, kind)]
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """(B, L, D) outputs."""
+        parts = packed.squeeze(1).split([length * width for length, width in self.shapes], 1)
+        return self.scan(*(p.unflatten(1, s) for p, s in zip(parts, self.shapes, strict=True)))
+
+
+def inputs(case: Case, kind: str) -> list[Tensor]:
+    """x, delta, B and C without the axis of parameter sets."""
+    x, delta, _, B, C, _ = case.operands(kind)
+    return [t[:, 0].contiguous() for t in (x, delta, B, C)]
+
+
+def write_onnx(case: Case, kind: str, engine: str, directory: Path) -> Path:
+    """The file for `engine`, of static shape, in the form that medlite picks for it."""
+    program = torch.export.export(Scan(case, kind).eval(), tuple(inputs(case, kind)))
+    path = directory / f"{case.name}_{kind}_{engine}.onnx"
+    for_engine(translate(program, engine), engine).save(path)
     return path
 
 
-def run_onnxruntime(case: Case, kind: str, path: Path) -> Callable[[], Tensor]:
-    """A call of the file on one thread."""
+def open_onnxruntime(case: Case, kind: str, directory: Path) -> Callable[[], Tensor]:
+    """A call on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    path = write_onnx(case, kind, "onnxruntime", directory)
     session = onnxruntime.InferenceSession(str(path), options)
     names = [value.name for value in session.get_inputs()]
-    feeds = dict(zip(names, _inputs(case), strict=True))
+    feeds = dict(zip(names, [t.numpy() for t in inputs(case, kind)], strict=True))
     return lambda: torch.from_numpy(session.run(None, feeds)[0])
 
 
-def run_openvino(case: Case, kind: str, path: Path) -> Callable[[], Tensor]:
-    """A call of the file on one thread."""
+def open_openvino(case: Case, kind: str, directory: Path) -> Callable[[], Tensor]:
+    """A call on one thread."""
     import openvino
 
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    path = write_onnx(case, kind, "openvino", directory)
     request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
-    inputs = _inputs(case)
-    return lambda: torch.from_numpy(request.infer(inputs)[0])
+    arrays = [t.numpy() for t in inputs(case, kind)]
+    return lambda: torch.from_numpy(request.infer(arrays)[0])
 
 
-def _inputs(case: Case) -> list:
-    x, delta, _, B, C, _ = case.operands()
-    return [t[:, 0].contiguous().numpy() for t in (x, delta, B, C)]
+def open_executorch(case: Case, kind: str, directory: Path) -> Callable[[], Tensor]:
+    """A call on one thread; samples one after another, operands in one tensor."""
+    from medlite.runtimes.executorch import ExecuTorchRuntime
+
+    packed = torch.cat([t.flatten(1) for t in inputs(case, kind)], 1).unsqueeze(1)
+    artifact = export(
+        PackedScan(case, kind),
+        format="executorch",
+        input_shape=tuple(packed.shape[1:]),
+        directory=directory,
+        stem=f"{case.name}_{kind}",
+    )
+    session = ExecuTorchRuntime().load(artifact, Hardware(num_threads=1))
+    return lambda: torch.from_numpy(session(packed.numpy()))
 
 
-SESSIONS = {"onnxruntime": run_onnxruntime, "openvino": run_openvino}
+SESSIONS = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "executorch": open_executorch,
+}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medlite.models.layers.scans import lanes
-from medlite.models.layers.scans.reference import selective_scan_reference
+from medlite.models.layers.scans.reference import selective_scan_reference, ssd_scan_reference
 from scan_peers import deployed, eager, native
 from scan_peers.cases import Case, Operands
 
@@ -24,6 +24,10 @@ PHASES = ("forward", "training")
 
 LONGEST_LOOP = 1024
 """Tokens; the derivative of the loop costs time that grows with their square."""
+
+
+MOST_UNROLLED = 2**23
+"""Of B L D N elements, what a form without loops is tried with."""
 
 
 class Unavailable(Exception):  # noqa: N818 - reads as what it is
@@ -39,13 +43,20 @@ def prepare(variant: str, case: Case, phase: str) -> Run:
     return VARIANTS[variant](case, phase)
 
 
-def true_values(case: Case, phase: str) -> tuple[Tensor, ...]:
+def kind_of(variant: str) -> str:
+    """Which recurrence a variant computes."""
+    return "ssd" if variant.startswith("ssd_") else "s6"
+
+
+def true_values(case: Case, phase: str, kind: str) -> tuple[Tensor, ...]:
     """What `Run` should return, in float64."""
-    operands = Operands(*(t.double() for t in case.operands()))
-    outputs = (selective_scan_reference(*operands),)
+    operands = Operands(*(t.double() for t in case.operands(kind)))
+    reference = selective_scan_reference if kind == "s6" else ssd_scan_reference
+    outputs = (reference(*operands),)
     if phase == "forward":
         return outputs
-    return outputs + lanes.backward(_upstream(case).double(), *operands)
+    differentiate = lanes.backward if kind == "s6" else torch.ops.medlite.ssd_scan_backward
+    return outputs + differentiate(_upstream(case).double(), *operands)
 
 
 def _upstream(case: Case) -> Tensor:
@@ -70,6 +81,14 @@ def _native(case: Case, phase: str) -> Run:
 
 def _torch(case: Case, phase: str) -> Run:
     return _run_kernel(lanes, case, phase)
+
+
+def _ssd(case: Case, phase: str) -> Run:
+    scan, scan_back = torch.ops.medlite.ssd_scan, torch.ops.medlite.ssd_scan_backward
+    operands, grad = case.operands("ssd"), _upstream(case)
+    if phase == "forward":
+        return lambda: (scan(*operands),)
+    return lambda: (scan(*operands), *scan_back(grad, *operands))
 
 
 def _numba(case: Case, phase: str) -> Run:
@@ -110,8 +129,10 @@ def _deployed(runtime: str, kind: str) -> Callable[[Case, str], Run]:
             message = "it does not train"
             raise Unavailable(message)
         _require(runtime)
-        path = deployed.exported(case, runtime, kind, _scratch_directory())
-        call = deployed.SESSIONS[runtime](case, kind, path)
+        if runtime == "executorch" and case.num_elements > MOST_UNROLLED:
+            message = "it has no loops, and would hold all states at once"
+            raise Unavailable(message)
+        call = deployed.SESSIONS[runtime](case, kind, _scratch_directory())
         return lambda: (call().unsqueeze(1),)
 
     return build
@@ -134,6 +155,12 @@ VARIANTS: dict[str, Callable[[Case, str], Run]] = {
     "numba": _numba,
     "onnxruntime": _deployed("onnxruntime", "s6"),
     "openvino": _deployed("openvino", "s6"),
+    "executorch": _deployed("executorch", "s6"),
     "mambapy": _mambapy,
     "reference": _reference,
+    "ssd_torch": _ssd,
+    "ssd_onnxruntime": _deployed("onnxruntime", "ssd"),
+    "ssd_openvino": _deployed("openvino", "ssd"),
+    "ssd_executorch": _deployed("executorch", "ssd"),
 }
+"""Those that begin with "ssd_" compute the scan of Mamba-2, on as many elements."""

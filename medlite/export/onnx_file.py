@@ -26,6 +26,25 @@ PLACEHOLDERS = "medlite"
 
 
 def to_onnx(program: ExportedProgram, engine: str) -> torch.onnx.ONNXProgram:
+    """Translate the `program` of a network: images in, logits out, any number of them.
+
+    Args:
+        program: left as it is.
+        engine: as `translate`.
+
+    Raises:
+        ExportError: as `translate`.
+    """
+    return translate(
+        program,
+        engine,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        dynamic_shapes=({0: BATCH_AXIS},),
+    )
+
+
+def translate(program: ExportedProgram, engine: str, **options: Any) -> torch.onnx.ONNXProgram:
     """Translate `program`; node metadata (layer names, source lines) are still in the result.
 
     Opaque operators without a translation are replaced by their registered decompositions.
@@ -35,6 +54,7 @@ def to_onnx(program: ExportedProgram, engine: str) -> torch.onnx.ONNXProgram:
         program: left as it is.
         engine: "onnxruntime" or "openvino"; the result is the same where
             `is_same_for_all_engines`.
+        **options: names and shapes, as `torch.onnx.export` takes them.
 
     Raises:
         ExportError: operators that ONNX lacks, each with the layers that hold it.
@@ -50,10 +70,8 @@ def to_onnx(program: ExportedProgram, engine: str) -> torch.onnx.ONNXProgram:
             external_data=False,
             verbose=False,
             optimize=False,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: BATCH_AXIS},),
             custom_translation_table=table,
+            **options,
         )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(_explain(program, error)) from error

@@ -25,7 +25,7 @@ class Ssm:
 
     kind: Literal["s6", "ssd"] = "s6"
     d_state: int = 16
-    head_dim: int = 16
+    head_dim: int = 32
 
     def __post_init__(self) -> None:
         problems = []
