@@ -9,12 +9,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, SoftmaxConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from torch import fx
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError
@@ -43,12 +45,15 @@ class SoftmaxOfRows(SoftmaxConfig):
 
 
 def to_executorch(program: ExportedProgram) -> bytes:
-    """Translate `program` for batches of one image.
+    """Translate `program` for batches of one image, and run it once.
 
     Raises:
-        ExportError: as `lower`.
+        ExportError: as `lower`, or ExecuTorch cannot run what it wrote.
     """
-    return lower(_of_one_image(program))
+    program = _of_one_image(program)
+    lowered = lower(program)
+    _try_out(lowered, program.example_inputs[0])
+    return lowered
 
 
 def lower(program: ExportedProgram) -> bytes:
@@ -57,7 +62,7 @@ def lower(program: ExportedProgram) -> bytes:
     Opaque operators are replaced by their registered decompositions.
 
     Raises:
-        ExportError: an operator without decomposition, or that ExecuTorch has no kernel for.
+        ExportError: an operator without decomposition, or that ExecuTorch does not know.
     """
     configs = [SoftmaxOfRows if c is SoftmaxConfig else c for c in ALL_PARTITIONER_CONFIGS]
     with _quiet():
@@ -67,7 +72,7 @@ def lower(program: ExportedProgram) -> bytes:
             partitioner = XnnpackPartitioner(configs=configs)
             edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
             return bytes(edge.to_executorch().buffer)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, SpecViolationError) as error:
             message = f"ExecuTorch cannot hold this network: {first_line(error)}"
             raise ExportError(message) from error
 
@@ -101,6 +106,20 @@ def _add_weight_zero_points(module: fx.GraphModule) -> None:
             with module.graph.inserting_before(node):
                 node.update_arg(2, module.graph.get_attr(name))
     module.recompile()
+
+
+def _try_out(lowered: bytes, inputs: Any) -> None:
+    """Whether each operator has a kernel, for these sizes too, shows only when it runs."""
+    from executorch.extension.pybindings import portable_lib
+
+    try:
+        portable_lib._load_for_executorch_from_buffer(lowered).forward(inputs)
+    except RuntimeError as error:
+        message = (
+            "ExecuTorch has no kernel for some operator of this network (its log, above, says "
+            f"which): {first_line(error)}; 3-D convolutions are known to be missing"
+        )
+        raise ExportError(message) from error
 
 
 @contextmanager
