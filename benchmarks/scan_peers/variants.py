@@ -26,7 +26,7 @@ LONGEST_LOOP = 1024
 """Tokens; the derivative of the loop costs time that grows with their square."""
 
 
-MOST_UNROLLED = 2**23
+MOST_UNROLLED = 2**21
 """Of B L D N elements, what a form without loops is tried with."""
 
 
