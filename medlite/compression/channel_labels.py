@@ -107,9 +107,6 @@ class ChannelClasses:
             for axis, name in enumerate(term):
                 axes[name].append((operand.shape[axis], operand.along.get(axis)))
         met = {name: self.meet(alike) for name, alike in axes.items()}
-        for name, alike in axes.items():
-            if name not in result and len(alike) == 1:
-                self.fix(met[name])
         along = {axis: met.get(name) for axis, name in enumerate(result)}
         return Labels(shape, {axis: labels for axis, labels in along.items() if labels is not None})
 

@@ -82,7 +82,8 @@ def test_pruned_segmentation_net_is_smaller_and_restores_exactly(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_pruned_classifier_is_smaller_and_restores_exactly(name):
     spec = make_spec("classification", "multiclass", num_classes=3)
-    check_step(STEP, lambda: TimmClassifier(in_channels=1, num_classes=3, name=name), spec)
+    options = {"in_channels": 1, "num_classes": 3, "image_size": spec.image_size}
+    check_step(STEP, lambda: TimmClassifier(name=name, **options), spec)
 
 
 def test_taylor_importance_prunes_a_state_space_model():

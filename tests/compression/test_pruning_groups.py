@@ -87,6 +87,17 @@ def test_equal_parts_lose_the_same_places():
     assert units_of(net) == {frozenset({("a", 0, i, i + 3), ("b", 1, i)}) for i in range(3)}
 
 
+def test_equal_parts_lose_the_same_places_wherever_they_go():
+    def part(n, x):
+        first, second = n.a(x).chunk(2, 1)
+        return n.b(first) * n.c(second)
+
+    net = Net(part, a=convolution(1, 6), b=convolution(3, 2), c=convolution(3, 2))
+    assert units_of(net) == {
+        frozenset({("a", 0, i, i + 3), ("b", 1, i), ("c", 1, i)}) for i in range(3)
+    }
+
+
 def test_unequal_parts_stay():
     net = Net(lambda n, x: n.b(n.a(x).chunk(2, 1)[0]), a=convolution(1, 5), b=convolution(3, 2))
     assert units_of(net) == set()
@@ -216,6 +227,22 @@ def test_einsum_reads_its_letters():
     net = Net(multiply, a=convolution(1, 3), b=convolution(1, 4), c=nn.Linear(3, 2))
     kept = {frozenset({("a", 0, i), ("c", 1, i)}) for i in range(3)}
     assert units_of(net) == kept | {frozenset({("b", 0, i)}) for i in range(4)}
+
+
+def test_of_two_axes_that_become_one_the_inner_channels_can_go():
+    def outer_product(n, x):
+        return n.c(torch.einsum("bchw,bdhw->bcd", n.a(x), n.b(x)).flatten(1))
+
+    net = Net(outer_product, a=convolution(1, 3), b=convolution(1, 4), c=nn.Linear(12, 2))
+    assert units_of(net) == {frozenset({("b", 0, i), ("c", 1, i, i + 4, i + 8)}) for i in range(4)}
+
+
+def test_kernels_keep_their_size():
+    def add_weights(n, x):
+        return n.c(F.conv2d(x, n.a.weight + n.b.weight))
+
+    net = Net(add_weights, a=nn.Conv2d(1, 3, 3), b=nn.Conv2d(1, 3, 3), c=convolution(3, 2))
+    assert units_of(net) == {frozenset({("a", 0, i), ("b", 0, i), ("c", 1, i)}) for i in range(3)}
 
 
 def test_attention_passes_the_channels_of_values_only():
