@@ -35,6 +35,15 @@ def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
     return [x.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
+def _split_evenly(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
+    length = x.shape[dim]
+    return _split(x, [min(size, length - start) for start in range(0, length, size)], dim)
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
+    return _split_evenly(x, -(-x.shape[dim] // chunks), dim)
+
+
 def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Over the rows of a matrix: `_softmax` of a map, which has four axes, is wrong in XNNPACK."""
     x = x if dtype is None else x.to(dtype)
@@ -48,11 +57,11 @@ def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
 
     With u = 1 + e as it was rounded, log(1 + e) = log(u) e / (u - 1).
     """
-    x = x * beta
+    if beta != 1:
+        return _softplus(x * float(beta)) * (1.0 / beta)
     e = (-x.abs()).exp()
     u = e + 1.0
-    log1p = u.log() * e / (u - 1.0).clamp(min=2.0**-24)
-    return (x.relu() + log1p) / beta
+    return x.relu() + u.log() * e / (u - 1.0).clamp(min=2.0**-24)
 
 
 def _group_norm(
@@ -88,6 +97,8 @@ XNNPACK_FORMS: dict[Any, Callable[..., Any]] = {
     aten.squeeze.dims: _squeeze,
     aten.select.int: _select,
     aten.split_with_sizes.default: _split,
+    aten.split.Tensor: _split_evenly,
+    aten.chunk.default: _chunk,
     aten.softmax.int: _softmax,
     aten.softplus.default: _softplus,
     aten.group_norm.default: _group_norm,

@@ -12,6 +12,7 @@ CASES = {
     "squeeze": lambda x: x[:, :1].squeeze(1).unsqueeze(0).squeeze((0, 1)),
     "select": lambda x: x[:, 1] - x.select(1, -1),
     "split": lambda x: torch.cat(x.split([1, 3, 2], 1)[::-1], 1) - torch.cat(x.chunk(3, 1), 1),
+    "split evenly": lambda x: torch.cat(x.split(4, 1)[::-1], 1) - torch.cat(x.chunk(4, 1), 1),
     "softmax": lambda x: x.softmax(-1) + x.softmax(1) + x.softmax(2, dtype=torch.float32),
     "softplus": lambda x: F.softplus(x) + F.softplus(x, beta=2.0),
     "group_norm": lambda x: F.group_norm(x, 3) + F.group_norm(x, 2, x[0, :, 0, 0], x[0, :, 0, 1]),
