@@ -58,7 +58,11 @@ class ExecuTorchRuntime:
         return ExecuTorchSession(bindings._load_for_executorch(str(artifact.path)))
 
     def describe(self, hardware: Hardware) -> dict[str, str]:
-        """Engine, version and backend configuration."""
+        """Engine, version and backend configuration.
+
+        The engine is loaded for it, so that a process without a model shows what that takes.
+        """
+        _bindings()
         return {
             "engine": "ExecuTorch",
             "version": metadata.version("executorch"),
