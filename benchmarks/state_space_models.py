@@ -33,6 +33,7 @@ from torch import nn
 from medlite.bench.benchmark import BenchmarkResult, benchmark
 from medlite.bench.lane import Candidate
 from medlite.data.lidc import lidc_nodules
+from medlite.data.module import ImageDataModule
 from medlite.export.export import export_all
 from medlite.models.lightm_unet import LightMUNet
 from medlite.models.medmamba import MedMamba
@@ -100,8 +101,8 @@ def enliven(net: nn.Module) -> nn.Module:
 
 def real_images(shape: tuple[int, int, int], number: int) -> np.ndarray:
     """Test images of lidc_nodules, (N, *shape)."""
-    samples = lidc_nodules().test.samples
-    images = torch.stack([torch.as_tensor(samples[i].image) for i in range(number)]).float()
+    batches = ImageDataModule(lidc_nodules(), batch_size=number).test_dataloader()
+    images = next(iter(batches)).image
     resampled = F.interpolate(images, size=shape[1:], mode="bilinear", align_corners=False)
     return resampled.expand(-1, shape[0], -1, -1).contiguous().numpy()
 
