@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_settings_of_a_step_that_was_not_chosen_fall_away():
 @pytest.mark.parametrize("name", OPTIONS["experiment"])
 def test_every_experiment_composes_and_names_its_command(name):
     text = (conf_directory() / "experiment" / f"{name}.yaml").read_text()
-    assert text.splitlines()[1].startswith(f"# python -m medlite experiment={name}")
+    assert re.match(rf"# python -m medlite (-m )?experiment={name}\b", text.splitlines()[1])
     assert checked(f"experiment={name}").dataset["_target_"]
 
 
