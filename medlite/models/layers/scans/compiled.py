@@ -168,7 +168,7 @@ def _fill_up(tensor: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().reshape(-1).numpy()
+    return tensor.detach().contiguous().view(-1).numpy()
 
 
 def _new_array(size: int) -> np.ndarray:
