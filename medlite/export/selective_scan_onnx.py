@@ -22,6 +22,7 @@ K = B G.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -149,7 +150,7 @@ class _Form(NamedTuple):
 
     @classmethod
     def choose(cls, engine: _Engine, length: int | None, channels: int, width: int) -> _Form:
-        """For `width` = B P D N states at one token (an unknown B counts as 1); L may be None."""
+        """For `width` = B P D N states at one token of one image; L may be None."""
         if length is None:
             return cls(DYNAMIC_LANES, channels < engine.few_channels, is_unrolled=False)
         lanes = 1
@@ -182,7 +183,7 @@ class _Scan:
         assert x.shape is not None
         assert A.shape is not None
         sets, channels, states = (int(size) for size in A.shape)  # type: ignore[arg-type]
-        batch = x.shape[0] if isinstance(x.shape[0], int) else 1
+        batch = _samples_of_an_image(x.shape[0])
         length = x.shape[2] if isinstance(x.shape[2], int) else None
         self.emit, self.engine = emit, engine
         self.form = _Form.choose(engine, length, channels, batch * sets * channels * states)
@@ -351,3 +352,11 @@ class _Scan:
 
     def _joined(self, letters: str) -> Size:
         return self.emit.product(*(self.sizes[letter] for letter in letters.split()))
+
+
+def _samples_of_an_image(batch: int | ir.SymbolicDim) -> int:
+    """4 for "4*batch", as where parts of an image are folded into the batch."""
+    if isinstance(batch, int):
+        return batch
+    factor = re.match(r"(\d+)\*", str(batch.value))
+    return int(factor[1]) if factor else 1

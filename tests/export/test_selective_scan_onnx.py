@@ -179,6 +179,22 @@ def test_graph_is_small_and_standard(tmp_path, runtime, length, channels, num_lo
     assert len(operators) < 300
 
 
+class FoldedScan(Scan):
+    """Parts (B, 8, L, D) of an image, each scanned for itself."""
+
+    def forward(self, x, delta, B, C):
+        return super().forward(*(t.flatten(0, 1) for t in (x, delta, B, C)))
+
+
+def test_parts_that_are_folded_into_the_batch_count_as_work(tmp_path):
+    """Eight times as much a token: enough for a plain loop instead of lanes."""
+    folded = make_inputs(2, 1000, 64, sets=8)
+    model = to_onnx(FoldedScan(64), folded, tmp_path / "scan.onnx", "onnxruntime")
+    assert [node.op_type for node in model.graph].count("Scan") == 1
+    model = to_onnx(Scan(64), make_inputs(2, 1000, 64), tmp_path / "scan.onnx", "onnxruntime")
+    assert [node.op_type for node in model.graph].count("Scan") == 2
+
+
 def make_lively_ultralight():
     """Fresh weights hide the scan; here it weighs as much as the rest."""
     torch.manual_seed(0)
