@@ -18,6 +18,7 @@ from executorch.exir import to_edge_transform_and_lower
 from torch import fx
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
+from torch.fx.traceback import NodeSource
 
 from medlite.errors import ExportError
 from medlite.export.decompose import decompose
@@ -65,7 +66,7 @@ def lower(program: ExportedProgram) -> bytes:
         ExportError: an operator without decomposition, or that ExecuTorch does not know.
     """
     configs = [SoftmaxOfRows if c is SoftmaxConfig else c for c in ALL_PARTITIONER_CONFIGS]
-    with _quiet():
+    with _quiet(), _sharing_provenance():
         opaque = {name for name in custom_operators(program) if not name.startswith(ROUNDINGS)}
         program = decompose(program, opaque).run_decompositions(XNNPACK_FORMS)
         try:
@@ -120,6 +121,20 @@ def _try_out(lowered: bytes, inputs: Any) -> None:
             f"which): {first_line(error)}; 3-D convolutions are known to be missing"
         )
         raise ExportError(message) from error
+
+
+@contextmanager
+def _sharing_provenance() -> Iterator[None]:
+    """Let nodes share the records of where they come from.
+
+    Each of some fifty passes copies those of every node to their full depth: a third of the
+    time. Torch 2.14 cannot be told to leave them out.
+    """
+    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
 @contextmanager
