@@ -42,7 +42,7 @@ def test_threads_that_share_rows_or_channels_change_nothing(monkeypatch, batch):
     alone = train(given)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(compiled, "LEAST_ELEMENTS", 1)
-    assert len(compiled._parts(compiled._sizes(given[0], given[2]))) >= 3
+    assert len(compiled._parts(compiled._sizes(given[0], given[2]), 3)) >= 3
     for actual, expected in zip(train(given), alone, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 

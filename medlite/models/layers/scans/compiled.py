@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from medlite.models.layers.scans.vectors import WIDTH
 
 LEAST_ELEMENTS = 2**20
 """Of B L D N elements, what makes up for starting a thread."""
+
+PARTS_OF_A_THREAD = 4
 
 LOG2_E = math.log2(math.e)
 
@@ -128,7 +131,8 @@ def _new_scratch(sizes: Sizes, part: Part) -> Scratch:
 
 
 def _share_out(work: Callable[[Part], None], sizes: Sizes) -> None:
-    parts, num_threads = _parts(sizes), _num_threads(sizes)
+    num_threads = _num_threads(sizes)
+    parts = _parts(sizes, num_threads)
     if num_threads == 1:
         for part in parts:
             work(part)
@@ -138,14 +142,21 @@ def _share_out(work: Callable[[Part], None], sizes: Sizes) -> None:
             pass
 
 
-def _parts(sizes: Sizes) -> list[Part]:
-    vectors, chunks = sizes.channels // WIDTH, _num_chunks(sizes)
-    edges = [vectors * chunk // chunks * WIDTH for chunk in range(chunks + 1)]
+def _parts(sizes: Sizes, num_threads: int) -> list[Part]:
+    """All rows for a single thread; for more, some parts each, so that none waits for long."""
+    num_groups = min(PARTS_OF_A_THREAD * num_threads, sizes.rows) if num_threads > 1 else 1
+    chunks = _edges(sizes.channels // WIDTH, _num_chunks(sizes))
     return [
-        Part(row, chunk, edges[chunk], edges[chunk + 1])
-        for row in range(sizes.rows)
-        for chunk in range(chunks)
+        Part(rows, chunk, first * WIDTH, last * WIDTH)
+        for rows in _edges(sizes.rows, num_groups)
+        for chunk, (first, last) in enumerate(chunks)
     ]
+
+
+def _edges(size: int, num_parts: int) -> list[tuple[int, int]]:
+    """Where parts of about the same size begin and end."""
+    edges = [size * part // max(num_parts, 1) for part in range(num_parts + 1)]
+    return list(pairwise(edges))
 
 
 def _num_threads(sizes: Sizes) -> int:

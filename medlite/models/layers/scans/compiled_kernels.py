@@ -40,9 +40,10 @@ class Sizes(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a thread takes at a time: the channels from `first` to before `last` of a row."""
+    """What a thread takes at a time: rows, and of each the channels of a chunk."""
 
-    row: int
+    rows: tuple[int, int]
+    """the first one, and the one after the last"""
     chunk: int
     first: int
     last: int
@@ -101,24 +102,31 @@ def _kernel(function: Function) -> Function:
 @_kernel
 def scan(operands: Operands, y: np.ndarray, state: np.ndarray, sizes: Sizes, part: Part) -> None:
     """Write the outputs of a part; `state` is scratch for N vectors."""
+    for row in range(part.rows[0], part.rows[1]):
+        for channel in range(part.first, part.last, WIDTH):
+            _scan_group(operands, y, state, sizes, row, channel)
+
+
+@_kernel
+def _scan_group(
+    operands: Operands, y: np.ndarray, state: np.ndarray, sizes: Sizes, row: int, channel: int
+) -> None:
     x, delta, _, A2, B, C, D = operands
-    row_set = part.row % sizes.sets
-    for channel in range(part.first, part.last, WIDTH):
+    for n in range(sizes.states):
+        store(state, n * WIDTH, zero())
+    direct = load(D, row % sizes.sets * sizes.channels + channel)
+    rates = row % sizes.sets * sizes.states * sizes.channels + channel
+    for t in range(row * sizes.length, (row + 1) * sizes.length):
+        token = t * sizes.channels + channel
+        step = load(delta, token)
+        u = step * load(x, token)
+        total = direct * load(x, token)
         for n in range(sizes.states):
-            store(state, n * WIDTH, zero())
-        direct = load(D, row_set * sizes.channels + channel)
-        rates = row_set * sizes.states * sizes.channels + channel
-        for t in range(part.row * sizes.length, (part.row + 1) * sizes.length):
-            token = t * sizes.channels + channel
-            step = load(delta, token)
-            u = step * load(x, token)
-            total = direct * load(x, token)
-            for n in range(sizes.states):
-                decay = exp2(step * load(A2, rates + n * sizes.channels))
-                h = load(state, n * WIDTH) * decay + u * spread(B, t * sizes.states + n)
-                store(state, n * WIDTH, h)
-                total += h * spread(C, t * sizes.states + n)
-            store(y, token, total)
+            decay = exp2(step * load(A2, rates + n * sizes.channels))
+            h = load(state, n * WIDTH) * decay + u * spread(B, t * sizes.states + n)
+            store(state, n * WIDTH, h)
+            total += h * spread(C, t * sizes.states + n)
+        store(y, token, total)
 
 
 @_kernel
@@ -130,20 +138,21 @@ def differentiate(
     sizes: Sizes,
     part: Part,
 ) -> None:
-    """Write the derivatives of a part, block by block from the last one on."""
+    """Write the derivatives of a part, of each row block by block from the last one on."""
     num_blocks = -(-sizes.length // STEPS)
-    for channel in range(part.first, part.last, WIDTH):
-        _keep_states(operands, scratch, sizes, part, channel)
-    _clear(scratch.carried)
-    for block in range(num_blocks - 1, -1, -1):
-        _clear(scratch.by_B)
-        _clear(scratch.by_C)
+    for row in range(part.rows[0], part.rows[1]):
         for channel in range(part.first, part.last, WIDTH):
-            _recompute(operands, upstream, scratch, sizes, part, channel, block)
-            _walk_back(operands, upstream, results, scratch, sizes, part, channel, block)
-        first = ((part.chunk * sizes.rows + part.row) * num_blocks + block) * STEPS * sizes.states
-        _add_up(scratch.by_B, results.B, first)
-        _add_up(scratch.by_C, results.C, first)
+            _keep_states(operands, scratch, sizes, part, row, channel)
+        _clear(scratch.carried)
+        for block in range(num_blocks - 1, -1, -1):
+            _clear(scratch.by_B)
+            _clear(scratch.by_C)
+            for channel in range(part.first, part.last, WIDTH):
+                _recompute(operands, upstream, scratch, sizes, part, row, channel, block)
+                _walk_back(operands, upstream, results, scratch, sizes, part, row, channel, block)
+            first = ((part.chunk * sizes.rows + row) * num_blocks + block) * STEPS * sizes.states
+            _add_up(scratch.by_B, results.B, first)
+            _add_up(scratch.by_C, results.C, first)
 
 
 @_kernel
@@ -154,11 +163,11 @@ def _clear(array: np.ndarray) -> None:
 
 @_kernel
 def _keep_states(
-    operands: Operands, scratch: Scratch, sizes: Sizes, part: Part, channel: int
+    operands: Operands, scratch: Scratch, sizes: Sizes, part: Part, row: int, channel: int
 ) -> None:
     """The forward pass of a group of channels without its outputs."""
     x, delta, _, A2, B, _, _ = operands
-    rates = part.row % sizes.sets * sizes.states * sizes.channels + channel
+    rates = row % sizes.sets * sizes.states * sizes.channels + channel
     group, num_groups = (channel - part.first) // WIDTH, (part.last - part.first) // WIDTH
     for n in range(sizes.states):
         store(scratch.states, n * WIDTH, zero())
@@ -167,7 +176,7 @@ def _keep_states(
             block = (s // STEPS * num_groups + group) * sizes.states * WIDTH
             for n in range(sizes.states):
                 store(scratch.kept, block + n * WIDTH, load(scratch.states, n * WIDTH))
-        t = part.row * sizes.length + s
+        t = row * sizes.length + s
         step = load(delta, t * sizes.channels + channel)
         u = step * load(x, t * sizes.channels + channel)
         for n in range(sizes.states):
@@ -183,18 +192,19 @@ def _recompute(
     scratch: Scratch,
     sizes: Sizes,
     part: Part,
+    row: int,
     channel: int,
     block: int,
 ) -> None:
     """Decays and states of a group of channels through a block, and its share of grad_C."""
     x, delta, _, A2, B, _, _ = operands
-    rates = part.row % sizes.sets * sizes.states * sizes.channels + channel
+    rates = row % sizes.sets * sizes.states * sizes.channels + channel
     group, num_groups = (channel - part.first) // WIDTH, (part.last - part.first) // WIDTH
     kept = (block * num_groups + group) * sizes.states * WIDTH
     for n in range(sizes.states):
         store(scratch.states, n * WIDTH, load(scratch.kept, kept + n * WIDTH))
     for s in range(min(STEPS, sizes.length - block * STEPS)):
-        t = part.row * sizes.length + block * STEPS + s
+        t = row * sizes.length + block * STEPS + s
         step = load(delta, t * sizes.channels + channel)
         u = step * load(x, t * sizes.channels + channel)
         dy = load(upstream, t * sizes.channels + channel)
@@ -215,19 +225,20 @@ def _walk_back(
     scratch: Scratch,
     sizes: Sizes,
     part: Part,
+    row: int,
     channel: int,
     block: int,
 ) -> None:
     """With G_t = dy_t C_t + r_{t+1} the derivative by h_t, and r_t = decay_t G_t."""
     x, delta, A, _, B, C, D = operands
-    row_set = part.row % sizes.sets
+    row_set = row % sizes.sets
     rates = row_set * sizes.states * sizes.channels + channel
-    row_rates = part.row * sizes.states * sizes.channels + channel
+    row_rates = row * sizes.states * sizes.channels + channel
     carried = (channel - part.first) * sizes.states
     direct = load(D, row_set * sizes.channels + channel)
-    by_direct = load(results.D, part.row * sizes.channels + channel)
+    by_direct = load(results.D, row * sizes.channels + channel)
     for s in range(min(STEPS, sizes.length - block * STEPS) - 1, -1, -1):
-        t = part.row * sizes.length + block * STEPS + s
+        t = row * sizes.length + block * STEPS + s
         token = t * sizes.channels + channel
         step, dy = load(delta, token), load(upstream, token)
         u = step * load(x, token)
@@ -246,7 +257,7 @@ def _walk_back(
         by_direct += dy * load(x, token)
         store(results.x, token, by_u * step + direct * dy)
         store(results.delta, token, by_u * load(x, token) + by_step)
-    store(results.D, part.row * sizes.channels + channel, by_direct)
+    store(results.D, row * sizes.channels + channel, by_direct)
 
 
 @_kernel
