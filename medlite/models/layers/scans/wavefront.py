@@ -75,7 +75,7 @@ def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) 
         for states in tiling.state_slices():
             tile = front.scan(_rates(A, states), states, buffers)
             y += tile.state.mul_(front.C[:, states, None]).sum(1)
-        outputs[samples] += _from_lanes(y, x.shape[1:3])
+        outputs[samples].add_(_from_lanes(y, x.shape[1:3]))
     return outputs
 
 
@@ -94,9 +94,9 @@ def _scan_backward(
             rates = _rates(A, states)
             tile = front.scan(rates, states, buffers)
             by_rates = adjoint.accumulate(front, tile, rates, states, buffers[3:])
-            grad_A[..., states] += by_rates.transpose(1, 2)
+            grad_A[..., states].add_(by_rates.transpose(1, 2))
         by_x, *parts = adjoint.finish(x[samples], delta[samples])
-        grad_x[samples] += by_x
+        grad_x[samples].add_(by_x)
         for total, part in zip(grads, parts, strict=True):
             total[samples] = part
     return grad_x, grads[0], grad_A, grads[1], grads[2], (grad * x).sum((0, 1, 2))
@@ -271,14 +271,14 @@ class _Adjoint(NamedTuple):
         grad_rates = torch.empty_like(rates)
         for source, decay in ((LEFT, tile.left), (TOP, tile.top)):
             torch.mul(G, front.B[source][:, states, None], out=product)
-            self.grad_u[source] += product.sum(1)
+            self.grad_u[source].add_(product.sum(1))
             torch.mul(G, front.u[source].unsqueeze(1), out=product)
             self.grad_B[source][:, states] = product.sum(2)
             torch.mul(G, decay, out=product)[0] = 0
             num_lanes = product.shape[-1] - source
-            product[1:, ..., source:] *= tile.state[:-1, ..., :num_lanes]
+            product[1:, ..., source:].mul_(tile.state[:-1, ..., :num_lanes])
             torch.mul(product, rates[source].unsqueeze(-1), out=scratch)
-            self.grad_delta[source] += scratch.sum(1)
+            self.grad_delta[source].add_(scratch.sum(1))
             product *= front.delta[source].unsqueeze(1)
             grad_rates[source] = product.sum((0, 3))
         return grad_rates
