@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -163,6 +164,17 @@ _unknown.register_fake(torch.empty_like)
 class Sealed(nn.Module):
     def forward(self, images):
         return torch.ops.medlite_test.unknown(images)
+
+
+@pytest.mark.slow
+def test_efficientformer_with_layer_scales_as_trained_agrees_with_torch(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("efficientformerv2_s0", num_classes=2).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("gamma"):
+                parameter.uniform_(0.2, 1.0)  # at 1e-5, as initialised, attention hardly counts
+    assert difference_from_torch(net, tmp_path, side=224) <= 1e-5
 
 
 @pytest.mark.slow
