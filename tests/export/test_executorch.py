@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import nn
 
+from medlite.compression.quantized_graph import calibrate, convert, prepare
+from medlite.compression.quantizer import Int8Quantizer
 from medlite.errors import ExportError
 from medlite.export.executorch_file import lower
 from medlite.export.export import export
@@ -191,3 +193,20 @@ def test_state_space_model_agrees_with_torch(build, options, side, tmp_path):
     torch.manual_seed(0)
     net = build(in_channels=3, num_classes=2, **options).eval()
     assert difference_from_torch(net, tmp_path, side) <= 1e-5
+
+
+@pytest.mark.slow
+def test_quantised_state_space_model_runs_on_integers_around_a_float_scan(tmp_path):
+    torch.manual_seed(0)
+    net = UltraLightVMUNet(in_channels=3, num_classes=1, widths=(8, 8, 8, 16, 16, 16)).eval()
+    quantizer = Int8Quantizer(keep_first_float=True, keep_last_float=True, keep_float=())
+    prepared = prepare(net, (3, 32, 32), quantizer)
+    calibrate(prepared, torch.randn(16, 3, 32, 32), batch_size=16, method="minmax")
+    quantised = convert(prepared, (3, 32, 32))
+    artifact = write(quantised, tmp_path, 32)
+    images = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    found = ExecuTorchRuntime().load(artifact, ONE_THREAD)(images)
+    expected = quantised(torch.from_numpy(images)).detach().numpy()
+    assert ((found > 0) == (expected > 0)).mean() > 0.98
+    counts = ExecuTorchRuntime().count_operators(artifact, ONE_THREAD)
+    assert counts["int8:Conv2d"] + counts["int8:FullyConnected"] > 20
