@@ -69,6 +69,8 @@ class _Engine:
     few_channels_unrolled: int
     unrolled_elements: int
     """the largest scan (B L D N) without loops, which takes the memory of all states"""
+    short_rows: int
+    """channels up to which a product of matrices is quicker than one that repeats its rows"""
     wide: int
     """states at one token (B P D N) from which lanes bring nothing"""
     bodies_may_capture: bool
@@ -79,6 +81,7 @@ ENGINES = {
         few_channels=96,
         few_channels_unrolled=24,
         unrolled_elements=2**17,
+        short_rows=32,
         wide=4096,
         bodies_may_capture=True,
     ),
@@ -86,6 +89,7 @@ ENGINES = {
         few_channels=24,
         few_channels_unrolled=24,
         unrolled_elements=2**20,
+        short_rows=0,
         wide=8192,
         bodies_may_capture=False,
     ),
@@ -217,8 +221,16 @@ class _Scan:
         if self.form.lanes > 1:
             entering = self._carry(lane_decay, run(zero, tiles, reads_out=False))
         y = self._to_tokens(run(entering, tiles, reads_out=True))
-        D_column = emit("Unsqueeze", D, [1])
-        return emit("Add", y, emit("Mul", D_column, x))
+        return emit("Add", y, self._direct(D, x))
+
+    def _direct(self, D: ir.Value, x: ir.Value) -> ir.Value:
+        """D x; by a diagonal matrix where rows are too short to be multiplied one by one."""
+        channels = self.sizes["d"]
+        assert isinstance(channels, int)
+        if channels > self.engine.short_rows:
+            return self.emit("Mul", self.emit("Unsqueeze", D, [1]), x)
+        identity = torch.eye(channels).tolist()
+        return self.emit("MatMul", x, self.emit("Mul", self.emit("Unsqueeze", D, [2]), identity))
 
     def _count_steps(self) -> Size:
         lanes = self.form.lanes

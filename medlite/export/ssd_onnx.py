@@ -14,12 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
 from onnxscript import opset18
 from onnxscript.values import Op, Opset
 
+from medlite.export.selective_scan_onnx import ENGINES
+
 op: Any = opset18
+
 
 _NAME, _DOMAIN, _FLOAT = "LinearAttention", "com.microsoft", "tensor(float)"
 _OPTIONAL = OpSchema.FormalParameterOption.Optional
@@ -54,8 +59,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _translate(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
     """The operator's operands as ONNX values -> (B, P, L, D)."""
     heads, channels, states = A.shape[1], x.shape[3], B.shape[3]
-    by_head = op.Reshape(x, op.Constant(value_ints=[0, 0, -1, heads, channels // heads]))
-    value = op.Mul(by_head, op.Unsqueeze(delta, op.Constant(value_ints=[4])))
+    value = op.Mul(x, op.MatMul(delta, _constant(_head_of_channel(heads, channels))))
     log_decay = op.Mul(delta, op.Unsqueeze(A, op.Constant(value_ints=[1])))
     outputs, _ = _LINEAR_ATTENTION(
         _rows(C, x, states),
@@ -68,8 +72,25 @@ def _translate(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
         update_rule="gated",
         scale=1.0,
     )
-    direct = op.Mul(op.Unsqueeze(D, op.Constant(value_ints=[1])), x)
+    direct = _direct(D, x, channels)
     return op.Add(op.Reshape(outputs, op.Shape(x)), direct)
+
+
+def _head_of_channel(heads: int, channels: int) -> np.ndarray:
+    """(H, D) of zeros and ones: a product with it is quicker than repeating short rows."""
+    return np.eye(heads).repeat(channels // heads, axis=1)
+
+
+def _direct(D: Any, x: Any, channels: int) -> Any:
+    """D x; by a diagonal matrix where rows are too short to be multiplied one by one."""
+    if channels > ENGINES["onnxruntime"].short_rows:
+        return op.Mul(op.Unsqueeze(D, op.Constant(value_ints=[1])), x)
+    column = op.Unsqueeze(D, op.Constant(value_ints=[2]))
+    return op.MatMul(x, op.Mul(column, _constant(np.eye(channels))))
+
+
+def _constant(values: np.ndarray) -> Any:
+    return op.Constant(value=ir.tensor(values.astype(np.float32)))
 
 
 def _rows(tokens: Any, x: Any, features: int) -> Any:
