@@ -54,8 +54,8 @@ _PLACEHOLDER = Op(
 TILE_ELEMENTS = 2**16
 """states of all lanes at one step: enough to outweigh a node's overhead, and still in the cache"""
 
-UNROLLED_STEPS = 32
-"""the most steps that are written without loops"""
+UNROLLED_ELEMENTS, UNROLLED_STEPS = 2**17, 32
+"""the largest scan (B L D N) and the most steps that are written without loops"""
 
 DYNAMIC_LANES = 32
 
@@ -67,8 +67,6 @@ class _Engine:
     few_channels: int
     """up to so many, lanes are the innermost axis"""
     few_channels_unrolled: int
-    unrolled_elements: int
-    """the largest scan (B L D N) without loops, which takes the memory of all states"""
     short_rows: int
     """channels up to which a product of matrices is quicker than one that repeats its rows"""
     wide: int
@@ -80,7 +78,6 @@ ENGINES = {
     "onnxruntime": _Engine(
         few_channels=96,
         few_channels_unrolled=24,
-        unrolled_elements=2**17,
         short_rows=32,
         wide=4096,
         bodies_may_capture=True,
@@ -88,7 +85,6 @@ ENGINES = {
     "openvino": _Engine(
         few_channels=24,
         few_channels_unrolled=24,
-        unrolled_elements=2**20,
         short_rows=0,
         wide=8192,
         bodies_may_capture=False,
@@ -163,8 +159,7 @@ class _Form(NamedTuple):
             most = math.sqrt(length) * (2 if has_few_channels else 1)
             most = min(TILE_ELEMENTS / width, most, length / 4)
             lanes = 2 ** max(round(math.log2(most)), 0)
-        is_small = length * width <= engine.unrolled_elements
-        is_short = is_small and length <= lanes * UNROLLED_STEPS
+        is_short = length * width <= UNROLLED_ELEMENTS and length <= lanes * UNROLLED_STEPS
         if is_short:
             has_few_channels = channels < engine.few_channels_unrolled
         return cls(lanes, has_few_channels, is_unrolled=is_short)
