@@ -1,6 +1,9 @@
 """Where state-space models run: every model on every runtime, as a table in Markdown.
 
-    python benchmarks/state_space_runtimes.py [--models NAME ...] [--kinds s6 ssd] [--json FILE]
+    python benchmarks/state_space_runtimes.py [--models NAME ...] [--runtimes torch NAME ...]
+                                              [--kinds s6 ssd] [--json FILE]
+
+Exports to ExecuTorch take minutes a model.
 
 Every model of conf/model that holds a scan, as its file has it, on one image of 64x64 pixels (or
 64x64x8 voxels) of lidc_nodules; weights are random, with scans that weigh as much as the rest. A
@@ -130,11 +133,12 @@ def main() -> None:
     names = sorted(path.stem for path in (conf_directory() / "model").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--runtimes", nargs="+", default=[engine.name for engine in runtimes()])
     parser.add_argument("--kinds", nargs="+", choices=["s6", "ssd"], default=["s6"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    engines = runtimes()
+    engines = [engine for engine in runtimes() if engine.name in arguments.runtimes]
     print(f"| model | parameters | {' | '.join(engine.name for engine in engines)} |")
     print("|---" * (2 + len(engines)) + "|")
     rows, failures = [], []
