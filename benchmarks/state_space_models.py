@@ -1,7 +1,7 @@
 """Whole state-space models on each runtime, beside torch and a CNN of as many parameters.
 
-    python benchmarks/state_space_models.py [--models NAME ...] [--queries N] [--threads N]
-                                            [--quick] [--json FILE]
+    python benchmarks/state_space_models.py [--models NAME ...] [--runtimes torch NAME ...]
+                                            [--queries N] [--threads N] [--quick] [--json FILE]
 
 medlite's own benchmark: a fresh process for each candidate, single images in turns, p50 of the
 wall clock. "of torch" is the p50 over that of the same model in torch, "of the CNN" over that of
@@ -122,7 +122,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     model = enliven(case.build())
     nets = {"": model, "baseline": case.build_cnn(count(model)).eval()}
     images = real_images(case.input_shape, number=4)
-    engines = runtimes()
+    engines = [engine for engine in runtimes() if engine.name in arguments.runtimes]
     with tempfile.TemporaryDirectory() as scratch:
         artifacts = {
             prefix: export_all(
@@ -210,6 +210,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--runtimes", nargs="+", default=[engine.name for engine in runtimes()])
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
