@@ -67,6 +67,15 @@ def test_scan_equals_the_loop_over_4096_tokens(name):
     assert relative_error(selective_scan(*operands), expected) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("name", DELTAS)
+def test_65536_tokens_lose_no_digits(name):
+    x, delta, *rest = make_operands(1, 65536, 8)
+    operands = [x, DELTAS[name](delta), *rest]
+    assert relative_error(selective_scan(*operands), selective_scan_reference(*operands)) < 1e-6
+
+
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 37, 5, 3), (3, 64, 12, 16), (1, 129, 48, 4)])
 def test_scan_equals_the_loop_for_any_shape(shape):
