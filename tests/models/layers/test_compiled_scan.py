@@ -1,5 +1,6 @@
 """What the loops that numba compiles promise beyond the values of the scan."""
 
+import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,6 +55,18 @@ def test_calls_from_several_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: train(given), range(16)):
             assert all(map(torch.equal, result, expected))
+
+
+def test_thread_count_that_changes_during_a_call_does_no_harm(monkeypatch):
+    """Buffers and parts must go by the same count: kernels do not check their indices."""
+    given = operands(batch=1, sets=1)
+    grad = torch.ones_like(given[0])
+    expected = compiled.backward(grad, *given)
+    counts = itertools.chain([1], itertools.repeat(3))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: next(counts))
+    monkeypatch.setattr(compiled, "LEAST_ELEMENTS", 1)
+    for actual, true in zip(compiled.backward(grad, *given), expected, strict=True):
+        torch.testing.assert_close(actual, true, rtol=1e-5, atol=1e-5)
 
 
 def test_derivative_is_that_of_the_lanes():

@@ -63,7 +63,7 @@ def forward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     def scan_part(part: Part) -> None:
         scan(operands, _flat(y), _new_array(sizes.states * WIDTH), sizes, part)
 
-    _share_out(scan_part, sizes)
+    _share_out(scan_part, sizes, _num_threads(sizes))
     return y[..., : x.shape[-1]].contiguous()
 
 
@@ -87,14 +87,20 @@ def backward(
     by_x, by_delta = (x.new_empty(*x.shape[:-1], sizes.channels) for _ in range(2))
     by_rates = x.new_zeros(*x.shape[:2], sizes.states, sizes.channels)
     by_direct = x.new_zeros(*x.shape[:2], sizes.channels)
-    weights = (_num_chunks(sizes), *x.shape[:2], _round_up(sizes.length, STEPS), sizes.states)
+    num_threads = _num_threads(sizes)  # once: another thread may change what torch says
+    weights = (
+        _num_chunks(sizes, num_threads),
+        *x.shape[:2],
+        _round_up(sizes.length, STEPS),
+        sizes.states,
+    )
     by_B, by_C = x.new_empty(weights), x.new_empty(weights)
     results = Results(*map(_flat, (by_x, by_delta, by_rates, by_B, by_C, by_direct)))
 
     def walk_back(part: Part) -> None:
         differentiate(operands, upstream, results, _new_scratch(sizes, part), sizes, part)
 
-    _share_out(walk_back, sizes)
+    _share_out(walk_back, sizes, num_threads)
     by_rates, by_direct, by_B, by_C = (t.sum(0) for t in (by_rates, by_direct, by_B, by_C))
     return (
         by_x[..., :channels].contiguous(),
@@ -130,8 +136,7 @@ def _new_scratch(sizes: Sizes, part: Part) -> Scratch:
     )
 
 
-def _share_out(work: Callable[[Part], None], sizes: Sizes) -> None:
-    num_threads = _num_threads(sizes)
+def _share_out(work: Callable[[Part], None], sizes: Sizes, num_threads: int) -> None:
     parts = _parts(sizes, num_threads)
     if num_threads == 1:
         for part in parts:
@@ -145,7 +150,7 @@ def _share_out(work: Callable[[Part], None], sizes: Sizes) -> None:
 def _parts(sizes: Sizes, num_threads: int) -> list[Part]:
     """All rows for a single thread; for more, some parts each, so that none waits for long."""
     num_groups = min(PARTS_OF_A_THREAD * num_threads, sizes.rows) if num_threads > 1 else 1
-    chunks = _edges(sizes.channels // WIDTH, _num_chunks(sizes))
+    chunks = _edges(sizes.channels // WIDTH, _num_chunks(sizes, num_threads))
     return [
         Part(rows, chunk, first * WIDTH, last * WIDTH)
         for rows in _edges(sizes.rows, num_groups)
@@ -164,9 +169,9 @@ def _num_threads(sizes: Sizes) -> int:
     return max(min(torch.get_num_threads(), elements // LEAST_ELEMENTS), 1)
 
 
-def _num_chunks(sizes: Sizes) -> int:
+def _num_chunks(sizes: Sizes, num_threads: int) -> int:
     """Into how many parts a row is cut: one, unless there are more threads than rows."""
-    return min(-(-_num_threads(sizes) // max(sizes.rows, 1)), sizes.channels // WIDTH)
+    return min(-(-num_threads // max(sizes.rows, 1)), sizes.channels // WIDTH)
 
 
 def _round_up(size: int, multiple: int) -> int:
