@@ -41,10 +41,11 @@ class Emitter:
 
     def reshape(self, value: ir.Value, sizes: Sequence[Size]) -> ir.Value:
         """Reshape; -1 stands for the one size that follows from the others."""
-        if all(isinstance(size, int) for size in sizes):
-            return self("Reshape", value, [size for size in sizes if isinstance(size, int)])
-        parts = [size if isinstance(size, ir.Value) else self.constant([size]) for size in sizes]
-        return self("Reshape", value, self("Concat", *parts, axis=0))
+        return self("Reshape", value, self._shape(sizes))
+
+    def expand(self, value: Operand, sizes: Sequence[Size]) -> ir.Value:
+        """Repeat along the axes that have one element."""
+        return self("Expand", value, self._shape(sizes))
 
     def rearrange(
         self, value: ir.Value, source: str, target: str, sizes: Mapping[str, Size]
@@ -87,7 +88,8 @@ class Emitter:
         total: Size = math.prod(known)
         for size in sizes:
             if isinstance(size, ir.Value):
-                total = self("Mul", size, [total]) if isinstance(total, int) else size
+                factor = [total] if isinstance(total, int) else total
+                total = self("Mul", size, factor)
         return total
 
     def constant(self, content: Any) -> ir.Value:
@@ -96,6 +98,12 @@ class Emitter:
         is_shape = isinstance(content, (list, tuple)) and array.dtype.kind == "i"
         tensor = ir.tensor(array.astype(np.int64 if is_shape else np.float32))
         return self._tape.op("Constant", [], {"value": tensor})
+
+    def _shape(self, sizes: Sequence[Size]) -> Operand:
+        if all(isinstance(size, int) for size in sizes):
+            return [size for size in sizes if isinstance(size, int)]
+        parts = [size if isinstance(size, ir.Value) else self.constant([size]) for size in sizes]
+        return self("Concat", *parts, axis=0)
 
     def _values(self, operands: Sequence[Operand]) -> list[ir.Value]:
         return [o if isinstance(o, ir.Value) else self.constant(o) for o in operands]

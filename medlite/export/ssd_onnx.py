@@ -21,7 +21,7 @@ from onnx.defs import OpSchema
 from onnxscript import opset18
 from onnxscript.values import Op, Opset
 
-from medlite.export.selective_scan_onnx import ENGINES
+from medlite.export.selective_scan_forms import ENGINES
 
 op: Any = opset18
 
