@@ -1,56 +1,172 @@
-"""Parameters and multiply-adds of a network in the form that is deployed."""
+"""Parameters, multiply-adds and memory traffic of a network in the form that is deployed."""
 
 from __future__ import annotations
 
-import torch
-from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
-from medlite.export.trace import deployable
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from medlite.export.trace import deployable, recording_layers
 from medlite.types import Measurement
 
 
-def count_complexity(net: nn.Module, input_shape: tuple[int, ...]) -> list[Measurement]:
-    """`complexity/params` and `complexity/gmacs` for one image.
+@dataclass(kw_only=True)
+class LayerCost:
+    """What one layer costs for one image; a layer is a module without the modules in it.
 
-    Multiply-adds are half the floating-point operations that torch counts operator by operator:
-    convolutions, matrix products and attention, and selective scans by the formula that they
-    register (9 B L D N + 2 B L D). Norms, activations and other element-wise work is left out, as
-    the field's tables do. Counters that walk over modules miss whatever a module computes
-    without a layer of its own.
+    Multiply-adds and operations are those of convolutions, matrix products, attention and
+    scans. Norms, activations and other element-wise work is left out of both, as the field's
+    tables do, but not out of the memory traffic.
+    """
+
+    layer: str
+    """dotted name; "" is what the network computes outside its layers"""
+    params: int = 0
+    macs: int = 0
+    """multiply-adds of convolutions, matrix products and attention"""
+    flops: int = 0
+    """2 macs, and what scans register (9 L D N + 2 L D for a selective one)"""
+    activations: int = 0
+    """elements that the counted operators put out"""
+    memory_access_bytes: int = 0
+    """what operators read and write if nothing is fused or stays in a cache
+
+    Ma et al., "ShuffleNet V2", arXiv 1807.11164, section 2.
+    """
+
+
+def count_layers(net: nn.Module, input_shape: tuple[int, ...]) -> list[LayerCost]:
+    """The costs of every layer of the deployed form, in the order of the network.
+
+    Operators are counted where torch dispatches them, so functional calls, fused attention and
+    custom operators are seen; counters that walk over modules miss these.
 
     Args:
         net: counted in its deployable form; a re-parameterised network is counted fused.
-        input_shape: (C, H, W[, D]) of one image.
+        input_shape: (C, H, W[, D]) of the image.
     """
     deployed = deployable(net)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        deployed(torch.zeros(1, *input_shape))
+    costs = {name: LayerCost(layer=name) for name, _ in deployed.named_modules()}
+    for name, parameter in _weights(deployed):
+        costs[name.rpartition(".")[0]].params += parameter.numel()
+    entered: list[str] = [""]
+    image = torch.zeros(1, *input_shape)
+    with (
+        torch.no_grad(),
+        _without_fast_path(),
+        recording_layers(deployed, entered),
+        _Counter(costs, entered),
+    ):
+        deployed(image)
+    return [cost for cost in costs.values() if cost.params or cost.memory_access_bytes]
+
+
+def total(costs: Sequence[LayerCost]) -> LayerCost:
+    """The sum over all layers."""
+    names = [field.name for field in fields(LayerCost) if field.name != "layer"]
+    sums = {name: sum(getattr(cost, name) for cost in costs) for name in names}
+    return LayerCost(layer="total", **sums)
+
+
+def measure_complexity(
+    costs: Sequence[LayerCost], input_shape: tuple[int, ...]
+) -> list[Measurement]:
+    """The totals of `count_layers` for one image, as `complexity/...`."""
+    whole = total(costs)
     shape = "x".join(str(side) for side in input_shape)
+    note = f"deployed form, one image of {shape}"
+    products = "convolutions, matrix products, attention"
     return [
-        Measurement(
-            name="complexity/params",
-            value=_count_parameters(deployed),
-            unit="parameters",
-            n=1,
-            higher_is_better=False,
-            note="deployed form",
-        ),
-        Measurement(
-            name="complexity/gmacs",
-            value=counter.get_total_flops() / 2 / 1e9,
-            unit="GMACs",
-            n=1,
-            higher_is_better=False,
-            note=f"deployed form, one image of {shape}; convolutions, products and scans",
+        _measured("params", whole.params, "parameters", "deployed form"),
+        _measured("gmacs", whole.macs / 1e9, "GMACs", f"{note}; {products}"),
+        _measured("gflops", whole.flops / 1e9, "GFLOPs", f"{note}; {products}, scans"),
+        _measured("activations_m", whole.activations / 1e6, "million", note),
+        _measured(
+            "memory_access_mib",
+            whole.memory_access_bytes / 2**20,
+            "MiB",
+            f"{note}; every operator reads and writes memory",
         ),
     ]
 
 
-def _count_parameters(net: nn.Module) -> int:
-    """Elements of all weights; quantised graphs keep theirs in `_frozen_param` buffers."""
-    count = sum(parameter.numel() for parameter in net.parameters())
+def write_layers(costs: Mapping[str, Sequence[LayerCost]], path: Path) -> None:
+    """Write the layers of each candidate as a csv file."""
+    columns = ["candidate", *(field.name for field in fields(LayerCost))]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for candidate, layers in costs.items():
+            writer.writerows({"candidate": candidate, **asdict(layer)} for layer in layers)
+
+
+def _measured(name: str, value: float, unit: str, note: str) -> Measurement:
+    return Measurement(
+        name=f"complexity/{name}", value=value, unit=unit, n=1, higher_is_better=False, note=note
+    )
+
+
+class _Counter(TorchDispatchMode):
+    """Adds the cost of each operator to that of the innermost layer that is under way."""
+
+    def __init__(self, costs: dict[str, LayerCost], entered: list[str]) -> None:
+        super().__init__()
+        self.costs, self.entered = costs, entered
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        cost = self.costs[self.entered[-1]]
+        flops = _count_flops(func, args, kwargs or {}, result)
+        if flops:
+            cost.flops += flops
+            cost.macs += 0 if func.namespace == "medlite" else flops // 2
+            cost.activations += sum(t.numel() for t in _tensors(result)[:1])
+        if not _moves_nothing(func):
+            touched = {id(t): t.numel() * t.element_size() for t in _tensors((args, kwargs))}
+            written = {id(t): t.numel() * t.element_size() for t in _tensors(result)}
+            cost.memory_access_bytes += sum(touched.values()) + sum(written.values())
+        return result
+
+
+def _count_flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    packet = func.overloadpacket
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    formula = flop_registry.get(packet)
+    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
+
+
+def _moves_nothing(func: Any) -> bool:
+    """Whether the operator gives another view of the same memory."""
+    return func.is_view or func.overloadpacket is torch.ops.aten._unsafe_view
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Transformer layers of torch take one fused operator in evaluation that has no formula."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+def _weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All weights by name; quantised graphs keep theirs in `_frozen_param` buffers."""
+    yield from net.named_parameters()
     if isinstance(net, fx.GraphModule):
-        buffers = net.named_buffers()
-        count += sum(b.numel() for name, b in buffers if name.startswith("_frozen_param"))
-    return count
+        yield from ((n, b) for n, b in net.named_buffers() if n.startswith("_frozen_param"))

@@ -55,7 +55,7 @@ def trace(net: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
     example = torch.zeros(TRACE_BATCH_SIZE, *input_shape)
     entered: list[str] = []
     try:
-        with torch.no_grad(), _recording_layers(net, entered):
+        with torch.no_grad(), recording_layers(net, entered):
             return torch.export.export(
                 net, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
             )
@@ -126,7 +126,7 @@ def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:
 
 
 @contextmanager
-def _recording_layers(net: nn.Module, entered: list[str]) -> Iterator[None]:
+def recording_layers(net: nn.Module, entered: list[str]) -> Iterator[None]:
     """Keep the names of the modules whose forward is under way in `entered`, innermost last."""
     handles = []
     for name, module in net.named_modules():

@@ -58,6 +58,7 @@ class TimmClassifier(nn.Module):
         )
         self.fixed_size = grid if has_fixed_size(name) else None
         if grid is not None:
+            self._require_whole_patches(grid)
             self._try(torch.zeros(1, in_channels, *grid))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,6 +71,17 @@ class TimmClassifier(nn.Module):
     def deploy(self) -> TimmClassifier:
         """A copy with merged branches, for evaluation only: the same function, faster."""
         return merge_branches(self)
+
+    def _require_whole_patches(self, grid: tuple[int, ...]) -> None:
+        """Transformers of timm cut off what does not fill a patch, without a word."""
+        patch = getattr(getattr(self.net, "patch_embed", None), "patch_size", None)
+        if patch is not None and any(side % p for side, p in zip(grid, patch, strict=True)):
+            mend = max(side + -side % p for side, p in zip(grid, patch, strict=True))
+            message = (
+                f"model={self.name} needs sides divisible by its patches of {by(patch)}, got "
+                f"{by(grid)}; set dataset.image_size={mend}"
+            )
+            raise ShapeError(message)
 
     @torch.no_grad()
     def _try(self, images: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from medlite.bench.benchmark import BenchmarkResult
 from medlite.bench.budget import judge_budgets
-from medlite.bench.complexity import count_complexity
+from medlite.bench.complexity import count_layers, measure_complexity, write_layers
 from medlite.export.divergence import READABLE_FORMATS, first_divergence
 from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
@@ -190,9 +190,13 @@ def _evaluate(
 
 
 def _count(job: Job, evidence: Evidence) -> Iterator[Measurement]:
-
-    for name, net in evidence.nets.items():
-        for measurement in count_complexity(net, job.spec.input_shape):
+    """Of each candidate; layer by layer in layers.csv."""
+    shape = job.spec.input_shape
+    costs = {name: count_layers(net, shape) for name, net in evidence.nets.items()}
+    shown = {name or "deployed": layers for name, layers in costs.items()}
+    write_layers(shown, job.config.directory / "layers.csv")
+    for name, layers in costs.items():
+        for measurement in measure_complexity(layers, shape):
             prefixed = f"{name}/{measurement.name}" if name else measurement.name
             yield replace(measurement, name=prefixed)
 

@@ -181,3 +181,8 @@ def test_too_few_decoder_widths_are_refused():
         ConfigError, match=r"model\.decoder_channels: 'resnet18' needs 4 widths, got 2"
     ):
         unet("resnet18", decoder_channels=(32, 16))
+
+
+def test_images_that_do_not_fill_the_patches_of_a_transformer_are_refused():
+    with pytest.raises(ShapeError, match=r"divisible by its patches of 16x16, got 28x28; .*=32"):
+        classifier("vit_tiny_patch16_224", image_size=(28, 28))
