@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from medlite.export.trace import deployable, recording_layers
+from medlite.export.trace import deployable, layer_of, recording_layers
 from medlite.types import Measurement
 
 
@@ -55,18 +55,22 @@ def count_layers(net: nn.Module, input_shape: tuple[int, ...]) -> list[LayerCost
         input_shape: (C, H, W[, D]) of the image.
     """
     deployed = deployable(net)
-    costs = {name: LayerCost(layer=name) for name, _ in deployed.named_modules()}
-    for name, parameter in _weights(deployed):
-        costs[name.rpartition(".")[0]].params += parameter.numel()
+    names = dict.fromkeys(name for name, _ in deployed.named_modules())
+    if isinstance(deployed, fx.GraphModule):
+        names |= dict.fromkeys(layer_of(node) for node in deployed.graph.nodes)
+    costs = {name: LayerCost(layer=name) for name in names}
+    for layer, parameter in _weights(deployed):
+        costs[layer].params += parameter.numel()
     entered: list[str] = [""]
     image = torch.zeros(1, *input_shape)
+    forward = _ByLayer(deployed, entered).run if isinstance(deployed, fx.GraphModule) else deployed
     with (
         torch.no_grad(),
         _without_fast_path(),
         recording_layers(deployed, entered),
         _Counter(costs, entered),
     ):
-        deployed(image)
+        forward(image)
     return [cost for cost in costs.values() if cost.params or cost.memory_access_bytes]
 
 
@@ -165,8 +169,32 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
+class _ByLayer(fx.Interpreter):
+    """Runs a graph, whose layers are not modules any more, and says which one is under way."""
+
+    def __init__(self, graph_module: fx.GraphModule, entered: list[str]) -> None:
+        super().__init__(graph_module)
+        self.entered = entered
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.entered[-1] = layer_of(n)
+        return super().run_node(n)
+
+
 def _weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All weights by name; quantised graphs keep theirs in `_frozen_param` buffers."""
-    yield from net.named_parameters()
-    if isinstance(net, fx.GraphModule):
-        yield from ((n, b) for n, b in net.named_buffers() if n.startswith("_frozen_param"))
+    """The layer and the values of all weights; quantised ones are buffers, `_frozen_param`."""
+    if not isinstance(net, fx.GraphModule):
+        yield from ((name.rpartition(".")[0], p) for name, p in net.named_parameters())
+        return
+    tensors: dict[str, Tensor] = dict(net.named_parameters())
+    tensors |= {n: b for n, b in net.named_buffers() if n.startswith("_frozen_param")}
+    for node in net.graph.nodes:
+        if node.op == "get_attr" and node.target in tensors:
+            yield _layer_that_uses(node), tensors.pop(node.target)
+
+
+def _layer_that_uses(node: fx.Node) -> str:
+    """The layer of the first operator behind `node` that belongs to one."""
+    while not layer_of(node) and node.users:
+        node = next(iter(node.users))
+    return layer_of(node)
