@@ -86,6 +86,10 @@ def _compare(argv: list[str]) -> int:
     return importlib.import_module("medlite.report.compare").main(argv)
 
 
+def _audit(argv: list[str]) -> int:
+    return importlib.import_module("medlite.audit.command").main(argv)
+
+
 def _choices(hydra_cfg: Any) -> dict[str, str]:
     chosen = hydra_cfg.runtime.choices
     return {
@@ -113,7 +117,7 @@ def _disk_is_full(error: OSError, cfg: DictConfig) -> str:
     )
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "compare": _compare}
+VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "compare": _compare, "audit": _audit}
 
 if __name__ == "__main__":
     main()

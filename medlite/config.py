@@ -180,15 +180,20 @@ def locate(target: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def model_config(name: str, directories: Iterable[Path]) -> dict[str, Any]:
-    """The values of `model=<name>`, for a net beside the job's own (a teacher).
+def model_config(name: str, directories: Iterable[Path], *, key: str = "model") -> dict[str, Any]:
+    """The values of `model=<name>`, for a net beside the job's own (a teacher, an audited one).
+
+    Args:
+        name: the option.
+        directories: where conf/model is.
+        key: what named it, for the message.
 
     Raises:
         ConfigError: there is no such option.
     """
     paths = {path.stem: path for d in directories for path in (d / "model").glob("*.yaml")}
     if name not in paths:
-        raise ConfigError([f"teacher: no model {name!r}, {did_you_mean(name, paths)}"])
+        raise ConfigError([f"{key}: no model {name!r}, {did_you_mean(name, paths)}"])
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(paths[name])))
 
 

@@ -167,7 +167,7 @@ def test_no_words_name_no_directories():
 
 def test_an_unknown_teacher_is_refused():
     with pytest.raises(ConfigError, match="no model 'unte', did you mean 'unet'"):
-        model_config("unte", [conf_directory()])
+        model_config("unte", [conf_directory()], key="teacher")
 
 
 def test_a_target_that_does_not_exist_is_told():

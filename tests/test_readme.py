@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from medlite.__main__ import VERBS
 from medlite.command_line import conf_directory, find_options, prepare_overrides, split_verb
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("words", [c.split() for c in COMMANDS], ids=COMMANDS)
 def test_every_command_composes(words):
-    verb, rest = split_verb(words, ("run", "compare"))
+    verb, rest = split_verb(words, VERBS)
     if verb != "run" or "--help" in rest:
         return
     OmegaConf.register_new_resolver("run_name", lambda: "readme", replace=True)

@@ -81,7 +81,7 @@ def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) ->
     planned = []
     teacher = teacher_name(job, step)
     if teacher is not None:
-        model = model_config(teacher, job.config.conf_directories)
+        model = model_config(teacher, job.config.conf_directories, key="teacher")
         _, stage = _plan_baseline(job, model, teacher)
         planned.append(PlannedStage(stage="teach", what=stage.what, seconds=stage.seconds))
     epochs = getattr(step, "epochs", None)
