@@ -16,6 +16,9 @@ from medlite.config import build, model_config
 
 AGREES, DIFFERS, OPEN = "as claimed", "differs", "not checked"
 
+TOLERANCE = 0.01
+"""relative: papers cut digits off as often as they round"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
@@ -33,7 +36,7 @@ class AuditRow:
     source: str
     reason: str
     verdict: str
-    """as claimed (equal to the digits that were published) | differs | not checked"""
+    """as claimed (to the digits that were published, or to 1 %) | differs | not checked"""
 
 
 class Audit:
@@ -60,7 +63,8 @@ class Audit:
             return self._check_metric(claim)
         cost = self._count(claim)
         measured = cost.params if claim.quantity == "params" else cost.macs
-        agrees = abs(measured - claim.value) <= claim.half_unit * (1 + 1e-9)
+        tolerance = max(claim.half_unit, TOLERANCE * claim.value)
+        agrees = abs(measured - claim.value) <= tolerance * (1 + 1e-9)
         return _row(claim, measured, reason=claim.reason, agrees=agrees)
 
     def _check_metric(self, claim: Claim) -> AuditRow:
