@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from medlite.export.trace import deployable, layer_of, recording_layers
 from medlite.types import Measurement
@@ -47,8 +48,8 @@ class LayerCost:
 def count_layers(net: nn.Module, input_shape: tuple[int, ...]) -> list[LayerCost]:
     """The costs of every layer of the deployed form, in the order of the network.
 
-    Operators are counted where torch dispatches them, so functional calls, fused attention and
-    custom operators are seen; counters that walk over modules miss these.
+    Operators are counted where torch dispatches them, so functional calls, attention and custom
+    operators are seen; counters that walk over modules miss these.
 
     Args:
         net: counted in its deployable form; a re-parameterised network is counted fused.
@@ -66,7 +67,7 @@ def count_layers(net: nn.Module, input_shape: tuple[int, ...]) -> list[LayerCost
     forward = _ByLayer(deployed, entered).run if isinstance(deployed, fx.GraphModule) else deployed
     with (
         torch.no_grad(),
-        _without_fast_path(),
+        _attention_as_products(),
         recording_layers(deployed, entered),
         _Counter(costs, entered),
     ):
@@ -142,10 +143,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _count_flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    packet = func.overloadpacket
-    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
-    formula = flop_registry.get(packet)
+    formula = flop_registry.get(func.overloadpacket)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
@@ -159,12 +157,13 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Transformer layers of torch take one fused operator in evaluation that has no formula."""
+def _attention_as_products() -> Iterator[None]:
+    """Fused attention on the CPU, and torch's own transformer layers, have no formula."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from medlite.compression.channel_groups import ChannelGroup, find_groups
@@ -135,7 +136,8 @@ class StructuredPruning:
 @torch.no_grad()
 def _describe_size(net: nn.Module, image: Tensor) -> str:
     num_parameters = sum(parameter.numel() for parameter in net.parameters())
-    with FlopCounterMode(display=False) as counter:
+    # fused attention has no formula on the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(image)
     macs = counter.get_total_flops() / 2
     return f"{num_parameters:,} parameters and {macs / 1e6:,.1f} million multiply-adds an image"
