@@ -189,7 +189,9 @@ def _teacher(job: Job, step: CompressionStep) -> Trained | None:
     name = teacher_name(job, step)
     if name is None:
         return None
-    return _trained(job, model_config(name, job.config.conf_directories, key="teacher"), name, f"teacher_{name}")
+    return _trained(
+        job, model_config(name, job.config.conf_directories, key="teacher"), name, f"teacher_{name}"
+    )
 
 
 def _replay(job: Job, fit_name: str, rows: list[dict[str, float]]) -> None:
