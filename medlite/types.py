@@ -277,8 +277,8 @@ class Predictions:
 class FitHooks:
     """How a compression step changes a fit; every part is optional."""
 
-    loss: Callable[[Tensor, Batch, Tensor], Tensor] | None = None
-    """(logits, batch, task_loss) -> the loss to minimise instead of task_loss"""
+    loss: Callable[[Tensor, Batch, Callable[[Tensor], Tensor]], Tensor] | None = None
+    """(logits, batch, task_loss) -> the loss to minimise; task_loss(logits) is the run's own"""
     auxiliary: nn.Module | None = None
     """trained beside the net (e.g. feature adapters), left out of the result"""
     set_mode: Callable[[nn.Module, bool], None] | None = None

@@ -68,6 +68,12 @@ class TimmClassifier(nn.Module):
             require_size(images, model=self.name, size=self.fixed_size)
         return self.net(images)
 
+    @property
+    def distillation_heads(self) -> tuple[str, str] | None:
+        """Paths of the heads that learn from labels and from a teacher; None with one head."""
+        has_both = isinstance(getattr(self.net, "head_dist", None), nn.Module)
+        return ("net.head", "net.head_dist") if has_both else None
+
     def deploy(self) -> TimmClassifier:
         """A copy with merged branches, for evaluation only: the same function, faster."""
         return merge_branches(self)

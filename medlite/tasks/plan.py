@@ -122,10 +122,7 @@ def _seconds_of_step(task: SupervisedTask, batch: Batch) -> float:
     task.set_mode(is_training=True)
     start = time.perf_counter()
     logits = task.net(batch.image)
-    loss = task.loss(logits, batch.target)
-    if task.hooks.loss is not None:
-        loss = task.hooks.loss(logits, batch, loss)
-    loss.backward()
+    task.training_loss(logits, batch).backward()
     return _seconds_since(start)
 
 

@@ -63,13 +63,21 @@ class SupervisedTask(lightning.LightningModule):
             TrainingError: the loss is not finite; names the batch and its samples.
         """
         logits = self.net(batch.image)
-        loss = self.loss(logits, batch.target)
-        if self.hooks.loss is not None:
-            loss = self.hooks.loss(logits, batch, loss)
+        loss = self.training_loss(logits, batch)
         if not torch.isfinite(loss):
             raise TrainingError(self._describe_bad_batch(batch, batch_idx, logits))
         self.log("loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
         return loss
+
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss to minimise: the task's own, or what a step makes of it."""
+
+        def task_loss(logits: Tensor) -> Tensor:
+            return self.loss(logits, batch.target)
+
+        if self.hooks.loss is None:
+            return task_loss(logits)
+        return self.hooks.loss(logits, batch, task_loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect loss and metrics."""

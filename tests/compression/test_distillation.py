@@ -5,9 +5,14 @@ import torch
 from torch import nn
 from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_spec, train
 
-from medlite.compression.distillation import Distillation, softened_divergence
+from medlite.compression.distillation import (
+    Distillation,
+    hard_divergence,
+    softened_divergence,
+)
 from medlite.compression.feature_matching import FeatureMatching, deepest_features, tapped
 from medlite.errors import ConfigError, MedliteError
+from medlite.models.timm_classifier import TimmClassifier
 
 
 class ConstantTeacher(nn.Module):
@@ -58,6 +63,65 @@ def test_dense_divergence_is_the_mean_over_pixels():
     dense = softened_divergence(student, teacher, temperature=2.0, labels="multiclass")
     flat = softened_divergence(*pixels, temperature=2.0, labels="multiclass")
     assert torch.allclose(dense, flat)
+
+
+def test_hard_divergence_is_the_cross_entropy_with_the_decision_of_the_teacher():
+    logits, teacher = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.1, 0.0, 3.0]])
+    expected = -(logits.exp() / logits.exp().sum())[0, 2].log()
+    assert torch.allclose(hard_divergence(logits, teacher, labels="multiclass"), expected)
+    p, q = logits.sigmoid()[0, :2]
+    expected = -(p.log() + (1 - q).log()) / 2
+    binary = hard_divergence(logits[:, :2], torch.tensor([[0.1, -1.0]]), labels="multilabel")
+    assert torch.allclose(binary, expected)
+
+
+class TwoHeads(nn.Module):
+    """A classifier with a distillation token in short: two heads on one feature."""
+
+    distillation_heads = ("head", "head_dist")
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.head_dist = nn.Linear(1, 3), nn.Linear(1, 3)
+
+    def forward(self, image):
+        mean = image.mean((2, 3))
+        return (self.head(mean) + self.head_dist(mean)) / 2
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_token_hears_the_teacher_and_the_other_head_the_labels(classes, kind):
+    """A teacher that always says class 2, which the labels mostly do not."""
+    torch.manual_seed(0)
+    teacher = ConstantTeacher([0.01, 0.01, 0.98])
+    step = Distillation(epochs=30, learning_rate=3e-2, kind=kind, temperature=1.0)
+    distilled, _ = step.apply(TwoHeads(), make_context(classes, teacher=teacher))
+    batch = make_batch(classes, 32, seed=3)
+    mean = batch.image.mean((2, 3))
+    with torch.no_grad():
+        taught, labelled = distilled.head_dist(mean).softmax(1), distilled.head(mean).softmax(1)
+    assert taught[:, 2].min() > 0.9
+    share = (batch.target == 2).float().mean()
+    assert (labelled[:, 2].mean() - share).abs() < 0.25
+
+
+def test_deit_names_its_heads_and_learns_through_both(classes):
+    net = TimmClassifier(
+        in_channels=1, num_classes=3, name="deit_tiny_distilled_patch16_224",
+        image_size=(32, 32), depth=1, embed_dim=24, num_heads=2,
+    )  # fmt: skip
+    assert net.distillation_heads == ("net.head", "net.head_dist")
+    step = Distillation(epochs=1, learning_rate=1e-3, kind="hard")
+    teacher = ConstantTeacher([0.2, 0.3, 0.5])
+    distilled, _ = step.apply(net, make_context(classes, teacher=teacher))
+    for head in net.distillation_heads:
+        before, after = net.get_submodule(head), distilled.get_submodule(head)
+        assert not torch.equal(before.weight, after.weight)
+
+
+def test_a_net_with_one_head_has_no_token():
+    net = TimmClassifier(in_channels=1, num_classes=3, name="resnet10t")
+    assert net.distillation_heads is None
 
 
 def test_a_student_comes_closer_to_its_teacher(classes):
@@ -228,6 +292,7 @@ def test_segmentation_is_distilled():
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature: 0.0 is not above 0"),
+        ({"kind": "medium"}, "kind: 'medium' is not soft or hard"),
         ({"alpha": 2.0}, r"alpha: 2.0 is not in \[0, 1\]"),
         ({"feature_weight": -1.0}, "feature_weight: -1.0 is not 0 or above"),
     ],

@@ -116,13 +116,13 @@ def test_a_nan_names_the_batch_and_its_samples(tmp_path):
 
 
 def test_an_overflowing_loss_advises_a_lower_learning_rate(tmp_path):
-    hooks = FitHooks(loss=lambda logits, batch, loss: loss * float("inf"))
+    hooks = FitHooks(loss=lambda logits, batch, loss: loss(logits) * float("inf"))
     with pytest.raises(TrainingError, match=r"lower train\.learning_rate"):
         run_fit(tmp_path, hooks=hooks)
 
 
 def test_a_loss_hook_replaces_the_loss(tmp_path):
-    hooks = FitHooks(loss=lambda logits, batch, loss: 0.0 * loss + logits.square().mean())
+    hooks = FitHooks(loss=lambda logits, batch, loss: 0.0 * loss(logits) + logits.square().mean())
     result = run_fit(tmp_path, hooks=hooks, epochs=8)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert result.history[0]["loss"] != run_fit(tmp_path / "plain").history[0]["loss"]
@@ -133,7 +133,7 @@ def test_auxiliary_parameters_are_trained_and_left_out(tmp_path):
     before = auxiliary.weight.detach().clone()
     hooks = FitHooks(
         auxiliary=auxiliary,
-        loss=lambda logits, batch, loss: loss + auxiliary(logits).square().mean(),
+        loss=lambda logits, batch, loss: loss(logits) + auxiliary(logits).square().mean(),
     )
     result = run_fit(tmp_path, hooks=hooks)
     assert not torch.equal(before, auxiliary.weight)
