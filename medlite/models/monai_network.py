@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medlite.errors import ConfigError, MissingDependency, did_you_mean
 from medlite.models.layers.dropout import drop_idle_dropout
-from medlite.models.layers.sizes import require_spatial_dims
+from medlite.models.layers.sizes import require_spatial_dims, try_size
 
 INPUT_NAMES = ("in_channels", "n_input_channels")
 OUTPUT_NAMES = ("out_channels", "num_classes")
@@ -68,6 +68,8 @@ class MonaiNetwork(nn.Module):
         except (TypeError, ValueError) as error:
             raise ConfigError([f"model: {name} of MONAI: {error}"]) from error
         drop_idle_dropout(self.net)
+        if image_size is not None and len(image_size) == spatial_dims:
+            try_size(self, model=name, in_channels=in_channels, size=image_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W[, D]) -> logits (B, K) or (B, K, H, W[, D])."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from medlite.errors import ShapeError
-from medlite.models.layers.sizes import by, require_size, require_spatial_dims
+from medlite.models.layers.sizes import by, require_size, require_spatial_dims, try_size
 from medlite.models.layers.timm_networks import (
     create_timm_network,
     grid_of,
     has_fixed_size,
     merge_branches,
 )
-
-COMMON_STRIDE = 32
-"""Of almost all classification networks; the size that an error proposes is a multiple of it."""
 
 
 class TimmClassifier(nn.Module):
@@ -59,7 +55,7 @@ class TimmClassifier(nn.Module):
         self.fixed_size = grid if has_fixed_size(name) else None
         if grid is not None:
             self._require_whole_patches(grid)
-            self._try(torch.zeros(1, in_channels, *grid))
+            try_size(self, model=name, in_channels=in_channels, size=grid)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K)."""
@@ -88,18 +84,3 @@ class TimmClassifier(nn.Module):
                 f"{by(grid)}; set dataset.image_size={mend}"
             )
             raise ShapeError(message)
-
-    @torch.no_grad()
-    def _try(self, images: Tensor) -> None:
-        was_training = self.training
-        try:
-            self.eval()(images)
-        except (RuntimeError, AssertionError) as error:
-            mend = (max(images.shape[2:]) // COMMON_STRIDE + 1) * COMMON_STRIDE
-            message = (
-                f"model={self.name} cannot take {by(images.shape[2:])} images ({error}); "
-                f"set dataset.image_size={mend}"
-            )
-            raise ShapeError(message) from error
-        finally:
-            self.train(was_training)

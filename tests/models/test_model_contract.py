@@ -1,14 +1,20 @@
 """What every model of conf/model promises."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 from medlite import config
+from medlite.errors import ShapeError
+from medlite.export.export import export
 from medlite.models.layers import mamba, mamba2d, ss2d
+from medlite.runtimes.onnxruntime import OnnxRuntime
+from medlite.types import Hardware
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
@@ -23,6 +29,11 @@ SCANS = [
     (mamba, "selective_scan"), (mamba, "ssd_scan"), (ss2d, "selective_scan"), (ss2d, "ssd_scan"),
     (mamba2d, "wavefront_scan"),
 ]  # fmt: skip
+ATTENDING = {
+    "vit_tiny", "vit_base", "deit_tiny_distilled", "mobilevit_xs", "transmed_t", "medvit_s",
+    "inception_transformer_s", "segformer_b0", "esfpnet_b0", "levit_unet_128s",
+}  # fmt: skip
+"""Those that call torch's attention; others write it out, and have tests of their own."""
 IN_CHANNELS, NUM_CLASSES = 2, 3
 
 for_every_model = pytest.mark.parametrize("name", NAMES)
@@ -61,7 +72,7 @@ def with_lively_scans(net):
 
 
 def test_the_list_of_models_is_complete():
-    assert len(FILES) >= 21
+    assert len(FILES) >= 57
 
 
 @for_every_model
@@ -112,6 +123,61 @@ def test_images_of_a_batch_do_not_mix(name):
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
+def run(name, image_size):
+    net = build(name, image_size).eval()
+    with torch.no_grad():
+        return net, net(make_images(1, image_size))
+
+
+def proposed_size(error, dims):
+    sides = [int(side) for side in re.findall(r"\d+", str(error).partition("image_size=")[2])]
+    return tuple(sides) if len(sides) == dims else tuple(sides[:1]) * dims
+
+
+@for_every_model
+def test_a_size_is_taken_or_refused_with_one_that_works(name):
+    """No image is cropped, padded or mistaken in silence."""
+    size = (22, 22, 10) if name in VOLUMETRIC else (46, 46)
+    try:
+        net, logits = run(name, size)
+    except ShapeError as error:
+        size = proposed_size(error, len(size))
+        net, logits = run(name, size)
+    assert logits.shape == (1, NUM_CLASSES, *(() if is_classifier(name, net) else size))
+
+
+@for_every_model
+def test_images_of_another_dimension_are_refused(name):
+    size = sizes_of(name)[0]
+    wrong = size[:2] if name in VOLUMETRIC else (*size, 16)
+    with pytest.raises(ShapeError, match=r"takes [23]D (images|volumes) .*, got"):
+        build(name, size).eval()(torch.zeros(1, IN_CHANNELS, *wrong))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_counts_where_there_is_any(monkeypatch, name):
+    """Each token would see itself alone; at 64 pixels even coarse maps have several tokens."""
+    size = sizes_of(name)[-1] if name in VOLUMETRIC else (64, 64)
+    net, images = build(name, size).eval(), make_images(2, size)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.ones_(module.weight)  # LeViT starts its branches at zero
+    calls = []
+
+    def see_self_alone(query, key, value, *_, **__):
+        calls.append(1)
+        if key.shape[2] == query.shape[2]:
+            return value
+        return value.mean(2, keepdim=True).expand(-1, -1, query.shape[2], -1)
+
+    with torch.no_grad():
+        logits = net(images)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", see_self_alone)
+        changed = net(images)
+    assert bool(calls) == (name in ATTENDING)
+    assert torch.equal(logits, changed) == (name not in ATTENDING)
+
+
 def test_the_list_of_models_that_scan_is_complete():
     assert len(SCANNING) >= 11
 
@@ -141,3 +207,18 @@ def test_model_exports_with_any_batch_size(name):
     for count in (1, 3):
         images = make_images(count, size)
         torch.testing.assert_close(program.module()(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@for_every_model
+def test_onnx_file_agrees_with_torch(name, tmp_path):
+    size = sizes_of(name)[0]
+    net, images = with_lively_scans(build(name, size).eval()), make_images(3, size)
+    artifact = export(
+        net, format="onnx", input_shape=(IN_CHANNELS, *size), directory=tmp_path, stem="net"
+    )
+    session = OnnxRuntime().load(artifact, Hardware(num_threads=1))
+    with torch.no_grad():
+        expected = net(images)
+    error = torch.from_numpy(session(images.numpy())) - expected
+    assert error.abs().max() < 1e-4 * expected.abs().max()

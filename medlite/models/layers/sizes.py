@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from medlite.errors import ConfigError, ShapeError
+
+COMMON_STRIDE = 32
+"""Of almost all networks that halve their maps five times."""
 
 
 def require_divisible_sides(images: Tensor, *, model: str, divisor: int, spatial_dims: int) -> None:
@@ -49,10 +53,33 @@ def require_size(images: Tensor, *, model: str, size: Sequence[int]) -> None:
     Raises:
         ShapeError: another size.
     """
+    require_spatial_dims(images, model=model, spatial_dims=len(size))
     if tuple(images.shape[2:]) != tuple(size):
         expected, given = by(size), by(images.shape[2:])
         message = f"model={model} was built for {expected} images, got {given}"
         raise ShapeError(message)
+
+
+@torch.no_grad()
+def try_size(net: nn.Module, *, model: str, in_channels: int, size: Sequence[int]) -> None:
+    """Run `net`, of a library that does not say which sizes it takes, on an image of `size`.
+
+    Raises:
+        ShapeError: it fails; proposes the next multiples of the usual stride.
+    """
+    was_training = net.training
+    try:
+        net.eval()(torch.zeros(1, in_channels, *size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        mend = [(side // COMMON_STRIDE + 1) * COMMON_STRIDE for side in size]
+        proposed = str(mend).replace(" ", "") if len(size) > 2 else str(max(mend))
+        message = (
+            f"model={model} cannot take {by(size)} images ({error}); "
+            f"set 'dataset.image_size={proposed}'"
+        )
+        raise ShapeError(message) from error
+    finally:
+        net.train(was_training)
 
 
 def check_scales(widths: Sequence[int], depths: Sequence[int], *, divisor: int) -> None:
