@@ -222,3 +222,26 @@ def test_onnx_file_agrees_with_torch(name, tmp_path):
         expected = net(images)
     error = torch.from_numpy(session(images.numpy())) - expected
     assert error.abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_parameters_are_as_registered():
+    """For 3 channels and 1000 classes (segmentation: 1), at the size that a model is made for.
+
+    A change of a network must be seen here; that the counts are those of the papers and of the
+    published code is under test beside each network, and by `medlite audit`.
+    """
+    registered = yaml.safe_load((Path(__file__).parent / "parameter_counts.yaml").read_text())
+    assert count_parameters_of_all() == registered
+
+
+def count_parameters_of_all():
+    counts = {}
+    for name, file in zip(NAMES, FILES, strict=True):
+        facts = {"in_channels": 3, "spatial_dims": 3 if name in VOLUMETRIC else 2}
+        node = yaml.safe_load(file.read_text())
+        with torch.device("meta"):
+            net = config.build(node, **facts, num_classes=1)
+            if is_classifier(name, net):
+                net = config.build(node, **facts, num_classes=1000)
+        counts[name] = sum(parameter.numel() for parameter in net.parameters())
+    return counts
