@@ -4,12 +4,13 @@ import csv
 import json
 
 import pytest
+import wandb
 import yaml
 from torch import nn
 
 from medlite.audit.audit import Audit
 from medlite.audit.claims import Claim, read_claims
-from medlite.audit.command import main
+from medlite.audit.command import log_table, main
 from medlite.audit.runs import Evidence
 from medlite.command_line import conf_directory, find_options
 from medlite.errors import ConfigError, MedliteError
@@ -203,6 +204,24 @@ def test_command_prints_and_writes_every_form(tmp_path, conf, capsys):
     (csv_row,) = csv.DictReader(names["csv"].open())
     assert csv_row["measured"] == str(TINY_PARAMETERS)
     assert "why [not]" in names["html"].read_text()
+
+
+def test_table_goes_to_wandb_as_a_run_of_its_own(tmp_path, conf, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    logged = []
+    init = wandb.init
+
+    def spying_init(**options):
+        run = init(**options)
+        monkeypatch.setattr(run, "log", logged.append)
+        return run
+
+    monkeypatch.setattr(wandb, "init", spying_init)
+    log_table([Audit([conf]).check(claim())], "offline")
+    table = logged[0]["audit"]
+    assert table.columns[:4] == ["model", "quantity", "claimed", "measured"]
+    assert table.data[0][:4] == ["tiny", "params", 110.0, TINY_PARAMETERS]
+    assert wandb.run is None
 
 
 def test_a_network_without_claims_is_answered_with_the_closest():
