@@ -28,6 +28,7 @@ KEYED = (
     "hardware",
     "train",
     "seed",
+    "control",
     "benchmark",
     "safety",
 )
@@ -71,6 +72,8 @@ class JobConfig:
     directory: Path
     outputs: Path
     seed: int
+    control: bool
+    """whether a float net that is fine-tuned as long as the steps train stands beside them"""
     stages: tuple[str, ...]
     choices: Mapping[str, str]
     """the option that was chosen in each group, lists joined by "+" """
@@ -240,6 +243,7 @@ def check(
         directory=outputs / "runs" / plain["name"],
         outputs=outputs,
         seed=plain["seed"],
+        control=plain["control"],
         stages=tuple(plain["stages"]),
         choices={
             **choices,

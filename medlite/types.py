@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -336,3 +336,11 @@ class CompressionStep(Protocol):
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
         """Give `net` the structure that `apply` made."""
         ...
+
+
+@runtime_checkable
+class TrainingStep(CompressionStep, Protocol):
+    """A step that trains."""
+
+    epochs: int
+    learning_rate: float

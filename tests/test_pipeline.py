@@ -104,6 +104,38 @@ def test_the_safety_gate_judges_every_runtime(finished):
     assert result.verdict["safety"] in ("PASS", "FAIL", "INCONCLUSIVE")
 
 
+def test_a_float_net_that_was_trained_as_long_stands_beside_the_compressed_one(finished):
+    result = read_result(finished[0] / "result.json")
+    assert set(result.control) == {"onnxruntime", "openvino"}
+    values = {m.name: m.value for m in result.measurements}
+    (item,) = [i for i in result.control["openvino"]["items"] if i["name"] == "safety/metric_drop"]
+    assert item["baseline"] == pytest.approx(values["control/test/dice"])
+    assert item["compressed"] == pytest.approx(values["test/openvino/dice"])
+    assert result.history["qat"] != result.history["baseline"]
+    assert "Against as much further training" in (finished[0] / "card.md").read_text()
+
+
+def test_one_control_serves_all_steps_that_train_as_long(tmp_path):
+    settings = ("epochs=1", "learning_rate=1e-4")
+    for step in ("qat", "prune"):
+        words = [f"compression.{step}.{setting}" for setting in settings]
+        words += ["compression.prune.round_to=1"] if step == "prune" else []
+        run_words(tmp_path, f"compression={step}", *words, "stages=[train,compress]", name=step)
+    names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "store").iterdir())
+    assert names.count("phantom-unet+finetune") == 1
+    assert {"phantom-unet+qat", "phantom-unet+prune"} <= set(names)
+
+
+@pytest.mark.parametrize("words", [("compression=ptq",), ("compression=finetune",),
+                                   ("compression=prune", "control=false", "compression.prune.round_to=1")])  # fmt: skip
+def test_no_control_is_trained_where_it_would_say_nothing(tmp_path, words):
+    epochs = [f"{word.replace('=', '.')}.epochs=1" for word in words[:1] if "ptq" not in word]
+    run_words(tmp_path, *words, *epochs, "stages=[train,compress]")
+    step = words[0].partition("=")[2]
+    names = {path.name.rpartition("-")[0] for path in (tmp_path / "store").iterdir()}
+    assert names == {"phantom-unet", f"phantom-unet+{step}"}
+
+
 def test_card_and_page_are_written(finished):
     assert "Numerical precision" in (finished[0] / "card.md").read_text()
     assert "</html>" in (finished[0] / "report.html").read_text()

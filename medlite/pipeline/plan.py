@@ -8,11 +8,11 @@ from rich.table import Table
 
 from medlite.config import model_config
 from medlite.pipeline.job import Job
-from medlite.pipeline.training import baseline_entry, teacher_name
+from medlite.pipeline.training import baseline_entry, control_steps, teacher_name
 from medlite.tasks.fit import plan_once
 from medlite.tasks.plan import FitPlan, plan_fit
 from medlite.tasks.supervised import SupervisedTask
-from medlite.types import CompressionStep
+from medlite.types import CompressionStep, TrainingStep
 
 _SLOWDOWN = {"structure": 1.0, "train": 1.6, "numeric": 2.5}
 """a fine-tuning step beside a plain one: a teacher's forward pass, fake quantisation"""
@@ -40,6 +40,8 @@ def plan_job(job: Job) -> list[PlannedStage]:
     if "compress" in job.config.stages:
         for name, step in job.steps.items():
             planned += _plan_step(job, plan, name, step)
+        for control in control_steps(job):
+            planned += _plan_step(job, plan, "control", control)
     if "export" in job.config.stages:
         planned.append(_plan_export(job))
     if "bench" in job.config.stages:
@@ -84,13 +86,12 @@ def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) ->
         model = model_config(teacher, job.config.conf_directories, key="teacher")
         _, stage = _plan_baseline(job, model, teacher)
         planned.append(PlannedStage(stage="teach", what=stage.what, seconds=stage.seconds))
-    epochs = getattr(step, "epochs", None)
-    if epochs is None:
+    if not isinstance(step, TrainingStep):
         what = "calibration only"
         return [*planned, PlannedStage(stage=name, what=what, seconds=_CONVERSION_SECONDS)]
     slowdown = _SLOWDOWN[getattr(step, "stage", "train")]
     plan = plan_fit(
-        epochs=epochs,
+        epochs=step.epochs,
         num_batches=len(job.data.train_dataloader()),
         num_val_batches=len(job.data.val_dataloader()),
         seconds=(slowdown * baseline.seconds_per_step, slowdown * baseline.seconds_per_val_batch),

@@ -43,6 +43,7 @@ class Evidence:
 
     deployed: Trained
     baseline: Trained
+    control: Trained | None
     artifacts: Artifacts
     bench: BenchmarkResult
     seconds: Mapping[str, float]
@@ -59,7 +60,10 @@ def record(job: Job, evidence: Evidence) -> RunResult:
     torch_says = {name: predict(job, net) for name, net in evidence.nets.items()}
     predictions = _on_runtimes(torch_says[""], evidence.bench)
     parity = _check_parity(job, evidence, torch_says, predictions)
-    safety = _judge_safety(job, torch_says, predictions)
+    safety = _judge_safety(job, torch_says.get("baseline"), predictions)
+    if evidence.control is not None:
+        torch_says["control"] = predict(job, evidence.control.net)
+    control = _judge_safety(job, torch_says.get("control"), predictions)
     measurements = [
         *evidence.bench.measurements,
         *_evaluate(job, torch_says, predictions),
@@ -81,6 +85,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         artifacts=list(_artifacts(job, evidence)),
         parity=parity,
         safety={runtime: report.to_json() for runtime, report in safety.items()},
+        control={runtime: report.to_json() for runtime, report in control.items()},
         history={name: [dict(row) for row in rows] for name, rows in histories},
         latency_samples_ms=evidence.bench.samples_ms,
         reliability={key: reliability(said, job.spec) for key, said in predictions.items()},
@@ -162,15 +167,13 @@ def _primary_score(spec: DataSpec, targets: np.ndarray, logits: np.ndarray) -> f
 
 
 def _judge_safety(
-    job: Job, torch_says: Mapping[str, Predictions], predictions: Mapping[str, Predictions]
+    job: Job, uncompressed: Predictions | None, predictions: Mapping[str, Predictions]
 ) -> dict[str, SafetyReport]:
-    """The deployed model on each runtime against the uncompressed one in torch."""
-    if "baseline" not in torch_says:
+    """The deployed model on each runtime against an uncompressed one in torch."""
+    if uncompressed is None:
         return {}
     return {
-        key: compare_models(
-            torch_says["baseline"], said, job.spec, job.config.safety, seed=job.config.seed
-        )
+        key: compare_models(uncompressed, said, job.spec, job.config.safety, seed=job.config.seed)
         for key, said in predictions.items()
         if "/" not in key
     }

@@ -21,7 +21,7 @@ from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
 from medlite.pipeline.plan import as_table, plan_job
 from medlite.pipeline.recording import Evidence, publish, record
-from medlite.pipeline.training import compress, train_baseline
+from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
 from medlite.safety.gate import check_margins
 from medlite.store import exclusive
@@ -84,6 +84,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         return False
     with _timed(seconds, "compress"):
         deployed = compress(job, baseline)
+        control = train_control(job, baseline)
     if "export" not in stages:
         return False
     nets = {"": deployed.net}
@@ -100,6 +101,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
     evidence = Evidence(
         deployed=deployed,
         baseline=baseline,
+        control=control,
         artifacts=artifacts,
         bench=bench,
         seconds=seconds,

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from medlite.compression.fine_tuning import FineTuning
 from medlite.config import model_config
 from medlite.pipeline.job import Job
 from medlite.store import Entry
 from medlite.tasks.fit import FitResult, fit, shortened
 from medlite.tasks.plan import FitPlan
-from medlite.types import CompressionContext, CompressionStep, FitHooks
+from medlite.types import CompressionContext, CompressionStep, FitHooks, TrainingStep
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +56,31 @@ def compress(job: Job, baseline: Trained) -> Trained:
     """Every step of the job in order, each through the store."""
     current = baseline
     for name, step in job.steps.items():
-        current = _compressed(job, current, name, step)
+        current = _compressed(job, current, name, step, made_of=job.config.compression[name])
     return current
+
+
+def train_control(job: Job, baseline: Trained) -> Trained | None:
+    """The uncompressed net after the further training that the steps had, in float.
+
+    None if they train nothing, or if fine-tuning is all they do.
+    """
+    current = baseline
+    for step in control_steps(job):
+        current = _compressed(job, current, "finetune", step, made_of=asdict(step))
+    return None if current is baseline else current
+
+
+def control_steps(job: Job) -> list[FineTuning]:
+    """For each step that trains, as many epochs with its learning rate."""
+    steps = job.steps.values()
+    if not job.config.control or all(isinstance(step, FineTuning) for step in steps):
+        return []
+    return [
+        FineTuning(epochs=step.epochs, learning_rate=step.learning_rate)
+        for step in steps
+        if isinstance(step, TrainingStep)
+    ]
 
 
 def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> Trained:
@@ -96,12 +120,14 @@ def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> T
     )
 
 
-def _compressed(job: Job, parent: Trained, name: str, step: CompressionStep) -> Trained:
-    made_of = {"parent": parent.key, "step": job.config.compression[name], "seed": job.config.seed}
+def _compressed(
+    job: Job, parent: Trained, name: str, step: CompressionStep, *, made_of: Mapping[str, Any]
+) -> Trained:
+    made = {"parent": parent.key, "step": made_of, "seed": job.config.seed}
     teacher = _teacher(job, step)
     if teacher is not None:
-        made_of["teacher"] = teacher.key
-    entry = job.store.entry(f"{parent.key.rpartition('-')[0]}+{name}", made_of)
+        made["teacher"] = teacher.key
+    entry = job.store.entry(f"{parent.key.rpartition('-')[0]}+{name}", made)
     with entry.lock():
         if entry.is_done:
             weights, state = entry.load()

@@ -198,6 +198,9 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
             changed = f"{flips['changed']:,} of {flips['total']:,} {flips['unit']}"
             note = f"{flips['broken']:,} broken, {flips['mended']:,} mended"
             yield observed(f"Changed decisions, {runtime}", changed, note)
+    for runtime, report in result.control.items():
+        label = f"Against as much further training in float, {runtime}"
+        yield observed(label, report["verdict"], gate_note(report))
     if not result.safety:
         yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
     missing = "not part of this run"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from medlite.report import figures, tables
 from medlite.report.examples import Examples, read_examples
@@ -34,6 +36,7 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
         ("Latency", latency_section(result)),
         ("Calibration", calibration_section(result)),
         ("Safety: compressed against uncompressed", safety_section(result)),
+        ("Control: against as much further training in float", control_section(result)),
         ("Budgets", budget_section(result)),
         ("Deployment card", tables.card_html(result.card)),
         ("Training", training_section(result)),
@@ -119,12 +122,27 @@ def calibration_section(result: RunResult) -> str:
 
 def safety_section(result: RunResult) -> str:
     """The gate's items for each runtime."""
-    parts = [
+    tables_of_runtimes = gate_tables(result.safety)
+    return tables_of_runtimes or '<p class="muted">There was no compressed model to compare.</p>'
+
+
+def control_section(result: RunResult) -> str:
+    """The same items against the control; nothing where no step trained."""
+    remark = (
+        '<p class="muted">Before: the uncompressed model, fine-tuned as long as the steps train. '
+        "What it gained too is not the merit of the compression.</p>"
+    )
+    tables_of_runtimes = gate_tables(result.control)
+    return tables_of_runtimes and tables_of_runtimes + remark
+
+
+def gate_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table a runtime."""
+    return "".join(
         f"<h3>{escape(runtime)} {tables.chip(report['verdict'])}</h3>"
         f'{tables.safety_table(report)}<p class="muted">{tables.safety_remark(report)}</p>'
-        for runtime, report in result.safety.items()
-    ]
-    return "".join(parts) or '<p class="muted">There was no compressed model to compare.</p>'
+        for runtime, report in reports.items()
+    )
 
 
 def budget_section(result: RunResult) -> str:

@@ -71,6 +71,8 @@ class RunResult:
     parity: list[dict[str, Any]] = field(default_factory=list)
     safety: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> `SafetyReport.to_json`; empty where there was nothing to compare"""
+    control: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """the same against the uncompressed model after as much further training, in float"""
     card: list[CardCategory] = field(default_factory=list)
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     """fit name -> one dict an epoch"""

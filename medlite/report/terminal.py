@@ -24,6 +24,12 @@ def print_summary(result: RunResult, output: Console) -> None:
         for item in report["items"]:
             if item["verdict"] != "PASS":
                 output.print(f"  {item['verdict']}: {item['name']}: {item.get('note', '')}")
+    for runtime, report in result.control.items():
+        losses = {item["name"]: item["difference"] for item in report["items"]}
+        loss = losses.get("safety/metric_drop")
+        if loss is not None:
+            told = f"{result.primary_metric} {-loss:+.3f}"
+            output.print(f"beside as much further training in float, {runtime}: {told}")
     for candidate, reason in result.failures.items():
         output.print(f"not measured: {candidate}: {reason}")
     output.print(f"[bold]{result.verdict['summary']}[/bold]")
