@@ -263,8 +263,8 @@ def check(
 def _check_stages(stages: Sequence[str]) -> Iterator[str]:
     unknown = [stage for stage in stages if stage not in STAGES]
     yield from (f"stages: {name!r}, {did_you_mean(name, STAGES)}" for name in unknown)
-    first = ", ".join(STAGES[: max(1, len(stages))])
-    if not unknown and tuple(stages) != STAGES[: max(1, len(stages))]:
+    if not unknown and tuple(stages) != STAGES[: len(stages)]:
+        first = ", ".join(STAGES[: len(stages)])
         yield f"stages: a run stops after one of them: [{first}]; what is there is not made again"
 
 

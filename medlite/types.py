@@ -317,6 +317,8 @@ class CompressionContext:
     """the trained teacher that the step names (evaluation mode, no gradients)"""
     report: Callable[[str, str], None]
     """(topic, text) for the card, e.g. ("kept in float", "stem, head, 6 selective scans")"""
+    is_dry: bool = False
+    """nothing is trained, on fresh weights: only the structure and the reports count"""
 
 
 class CompressionStep(Protocol):

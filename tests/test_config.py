@@ -107,7 +107,7 @@ def test_all_errors_are_told_at_once():
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("stages", ["[report]", "[train,bench]", "[]"])
+@pytest.mark.parametrize("stages", ["[report]", "[train,bench]", "[compress]"])
 def test_stages_are_the_first_ones(stages):
     assert "stages: a run stops after one of them: [train" in problems_of(f"stages={stages}")[0]
 

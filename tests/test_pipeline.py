@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from medlite.command_line import conf_directory, find_options, prepare_overrides
 from medlite.config import check
-from medlite.errors import ConfigError, RecordError, TrainingError
+from medlite.errors import ConfigError, MedliteError, RecordError, TrainingError
 from medlite.pipeline.run import run
 from medlite.report.result import SCHEMA_PATH, read_result
 from medlite.store import exclusive
@@ -104,6 +104,30 @@ def test_the_safety_gate_judges_every_runtime(finished):
     result = read_result(finished[0] / "result.json")
     assert set(result.safety) == {"onnxruntime", "openvino"}
     assert result.verdict["safety"] in ("PASS", "FAIL", "INCONCLUSIVE")
+
+
+def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, capsys):
+    steps = (
+        "compression=[prune,distill,qat]",
+        *SMALL_GROUPS,
+        "compression.qat.keep_float=[conv_0]",
+    )
+    directory = run_words(tmp_path, *steps, "stages=[]")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "prune: pruning: ratio 0.5 by taylor in" in shown
+    assert "distill: distillation: teacher MonaiNetwork" in shown
+    assert "qat: quantisation: INT8 in" in shown
+    assert "qat: kept in float: 10 conv, net.final_conv" in shown
+    assert "| qat | quantisation | INT8 in" in (directory / "plan.md").read_text()
+    assert "bench │ 200 queries" in shown
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_step_cannot_do_is_told_before_anything_is_trained(tmp_path):
+    with pytest.raises(MedliteError, match="keep_float: no layer is called 'hed'"):
+        run_words(tmp_path, "compression=[prune,ptq]", "compression.ptq.keep_float=[hed]",
+                  *SMALL_GROUPS)  # fmt: skip
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_float_net_that_was_trained_as_long_stands_beside_the_compressed_one(finished):

@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any, Literal
 
 Stage = Literal["structure", "train", "numeric"]
-"""structure: channels go. train: only weights change. numeric: the arithmetic changes, and the
-result is an integer graph in which nothing can be trained or cut any more."""
+"""structure: channels or layers go. train: only weights change. numeric: the arithmetic changes,
+and the result is an integer graph in which nothing can be trained or cut any more."""
 
 
 def check_order(steps: Mapping[str, Any]) -> list[str]:

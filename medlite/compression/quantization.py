@@ -21,7 +21,6 @@ from medlite.compression.quantized_graph import (
     activation_ranges,
     calibrate,
     convert,
-    count_quantized,
     count_scans,
     load_activation_ranges,
     prepare,
@@ -70,11 +69,12 @@ class PostTrainingQuantization:
         quantizer = _quantizer(self)
         prepared = prepare(net, context.spec.input_shape, quantizer)
         images = context.calibration_images(self.calibration_samples)
-        calibrate(prepared, images, batch_size=CALIBRATION_BATCH_SIZE, method=self.method)
-        converted = convert(prepared, context.spec.input_shape)
         how = f"after training, ranges ({self.method}) from {len(images)} training images"
-        _report(converted, quantizer, context, how)
-        return converted, {"ranges": activation_ranges(prepared)}
+        _report(prepared, quantizer, context, how)
+        if context.is_dry:
+            return prepared, {}
+        calibrate(prepared, images, batch_size=CALIBRATION_BATCH_SIZE, method=self.method)
+        return convert(prepared, context.spec.input_shape), {"ranges": activation_ranges(prepared)}
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
         """Rebuild the INT8 graph around `net`; its weights are still to be loaded."""
@@ -128,6 +128,11 @@ class QuantizationAwareTraining:
         """Return the INT8 graph and its ranges; `net` stays as it is."""
         quantizer = _quantizer(self)
         prepared = prepare(net, context.spec.input_shape, quantizer)
+        _report(
+            prepared, quantizer, context, f"{self.epochs} epochs of quantisation-aware training"
+        )
+        if context.is_dry:
+            return prepared, {}
         images = context.calibration_images(self.calibration_samples)
         calibrate(prepared, images, batch_size=CALIBRATION_BATCH_SIZE, method=self.method)
         ranges = RangeSchedule(freeze_at=self.freeze_observers_at)
@@ -138,10 +143,7 @@ class QuantizationAwareTraining:
             learning_rate=self.learning_rate,
             hooks=FitHooks(set_mode=ranges.set_mode, on_epoch_start=ranges.on_epoch_start),
         )
-        converted = convert(trained, context.spec.input_shape)
-        how = f"{self.epochs} epochs of quantisation-aware training"
-        _report(converted, quantizer, context, how)
-        return converted, {"ranges": activation_ranges(trained)}
+        return convert(trained, context.spec.input_shape), {"ranges": activation_ranges(trained)}
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
         """Rebuild the INT8 graph around `net`; its weights are still to be loaded."""
@@ -196,16 +198,15 @@ def _restore(
 
 
 def _report(
-    converted: GraphModule, quantizer: Int8Quantizer, context: CompressionContext, how: str
+    prepared: GraphModule, quantizer: Int8Quantizer, context: CompressionContext, how: str
 ) -> None:
     num_layers = len(quantizer.quantized_layers) + len(quantizer.float_layers)
     context.report(
         "quantisation",
-        f"INT8 in {len(quantizer.quantized_layers)} of {num_layers} weighted layers "
-        f"({count_quantized(converted)} operators): uint8 activations with one scale a tensor, "
-        f"int8 weights with one scale a channel; {how}",
+        f"INT8 in {len(quantizer.quantized_layers)} of {num_layers} weighted layers: uint8 "
+        f"activations with one scale a tensor, int8 weights with one scale a channel; {how}",
     )
-    scans = count_scans(converted)
+    scans = count_scans(prepared)
     kept = _in_short(quantizer.float_layers)
     if scans:
         kept.append(f"{scans} selective scan{'s' * (scans != 1)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from medlite.config import model_config
+from medlite.config import STAGES, model_config
 from medlite.pipeline.job import Job
 from medlite.pipeline.training import baseline_entry, control_steps, teacher_name
 from medlite.tasks.fit import plan_once
@@ -36,15 +36,15 @@ class PlannedStage:
 def plan_job(job: Job) -> list[PlannedStage]:
     """Every stage with an estimate; training times come from a timing of a few steps."""
     plan, baseline = _plan_baseline(job, job.config.model, job.config.choices["model"])
-    planned = [baseline]
-    if "compress" in job.config.stages:
+    planned, stages = [baseline], job.config.stages or STAGES
+    if "compress" in stages:
         for name, step in job.steps.items():
             planned += _plan_step(job, plan, name, step)
         for control in control_steps(job):
             planned += _plan_step(job, plan, "control", control)
-    if "export" in job.config.stages:
+    if "export" in stages:
         planned.append(_plan_export(job))
-    if "bench" in job.config.stages:
+    if "bench" in stages:
         planned.append(_plan_bench(job, plan))
     return planned
 

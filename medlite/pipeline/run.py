@@ -16,6 +16,7 @@ from medlite.config import JobConfig, build, digest, locate
 from medlite.data.image_data import ImageData
 from medlite.data.module import ImageDataModule
 from medlite.errors import ConfigError
+from medlite.pipeline.dry_run import as_markdown, as_text, plan_steps
 from medlite.pipeline.job import Job, check_task
 from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
@@ -76,8 +77,12 @@ def _check_before_anything(config: JobConfig) -> None:
 
 def _run_stages(job: Job, sinks: Sinks) -> bool:
     """Run the stages that were asked for; True when the last of them was the report."""
-    console().print(as_table(job, plan_job(job)))
     stages, seconds = job.config.stages, dict[str, float]()
+    if "compress" in stages or not stages:
+        _plan_steps(job)
+    console().print(as_table(job, plan_job(job)))
+    if "train" not in stages:
+        return False
     with _timed(seconds, "train"):
         baseline = train_baseline(job)
     if "compress" not in stages:
@@ -108,6 +113,17 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
     )
     publish(job, record(job, evidence), sinks)
     return True
+
+
+def _plan_steps(job: Job) -> None:
+    """What the steps would do, in plan.md; found out once, before anything is trained."""
+    path = job.config.directory / "plan.md"
+    if path.exists() and job.config.stages:
+        return
+    lines = plan_steps(job)
+    path.write_text(as_markdown(lines))
+    for line in as_text(lines):
+        console().print(line, markup=False)
 
 
 @contextmanager

@@ -5,15 +5,23 @@ import yaml
 from hydra.utils import instantiate
 
 from medlite.compression.distillation import Distillation
+from medlite.compression.fine_tuning import FineTuning
+from medlite.compression.fusion import Fuse
+from medlite.compression.low_rank import LowRank
 from medlite.compression.order import check_order
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
+from medlite.compression.sparsity import Sparsity
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("conf/compression/*.yaml"))
 
 STEPS = {
     "prune": StructuredPruning,
     "distill": Distillation,
+    "finetune": FineTuning,
+    "fuse": Fuse,
+    "low_rank": LowRank,
+    "sparsify": Sparsity,
     "qat": QuantizationAwareTraining,
     "ptq": PostTrainingQuantization,
 }
@@ -25,7 +33,14 @@ def problems(*names):
 
 @pytest.mark.parametrize(
     "names",
-    [(), ("qat",), ("prune", "qat"), ("prune", "distill", "ptq"), ("distill", "prune")],
+    [
+        (),
+        ("qat",),
+        ("prune", "qat"),
+        ("prune", "distill", "ptq"),
+        ("distill", "prune"),
+        ("prune", "fuse", "qat"),
+    ],
 )
 def test_sensible_orders_have_no_problem(names):
     assert problems(*names) == []

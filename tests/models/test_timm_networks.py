@@ -50,6 +50,18 @@ def test_deployed_mobileone_has_the_published_size():
     assert count_parameters(net.deploy()) == 2_078_504
 
 
+@pytest.mark.parametrize("name", ["fastvit_t8", "repvgg_a0"])
+def test_other_networks_with_branches_are_merged_too(name):
+    net, images = classifier(name).eval(), torch.randn(2, 1, 64, 64)
+    randomise_statistics(net)
+    deployed = net.deploy()
+    with torch.no_grad():
+        expected = net(images)
+        error = (deployed(images) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-4
+    assert len(list(deployed.modules())) < len(list(net.modules()))
+
+
 @pytest.mark.parametrize("make", [classifier, unet])
 def test_deployed_network_is_the_same_function_with_fewer_layers(make):
     net, images = make("mobileone_s0").eval(), torch.randn(2, 1, 64, 64)

@@ -99,7 +99,8 @@ def merge_branches(net: Net) -> Net:
     blocks: list[Any] = list(merged.modules())
     for block in blocks:
         if hasattr(block, "reparameterize") and hasattr(block, "groups"):
-            # timm merges by the group count of the construction, which pruning has outdated
-            convolutions = (m for m in block.modules() if isinstance(m, nn.Conv2d))
-            block.groups = next(convolutions).groups
+            # timm merges by the group count of the construction, which pruning has outdated;
+            # squeeze-and-excitation inside a depth-wise block has no groups
+            groups = [m.groups for m in block.modules() if isinstance(m, nn.Conv2d)]
+            block.groups = max(groups, default=block.groups)
     return cast("Net", reparameterize_model(merged, inplace=True))
