@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from medlite.compression.copies import evaluation_copy
+from medlite.compression.graph_search import meets
 from medlite.compression.low_rank_factors import Factorable, Positions
 from medlite.compression.quantizer import WEIGHTED, layer_name
 from medlite.errors import MedliteError
@@ -136,26 +137,15 @@ def _ends(net: nn.Module, input_shape: tuple[int, ...]) -> dict[str, str]:
     """The layers without a weighted layer before or behind them, as quantisation finds them."""
     graph = trace(evaluation_copy(net), input_shape).module(check_guards=False).graph
     first_names = {id(module): name for name, module in net.named_modules()}
+    layers = [node for node in graph.nodes if node.target in WEIGHTED]
     ends = {}
-    for node in (node for node in graph.nodes if node.target in WEIGHTED):
+    for node in layers:
         name = first_names[id(net.get_submodule(layer_name(node)))]
-        if not _meets_layer(node, "users"):
+        if not meets(node, layers, "behind"):
             ends[name] = "last"
-        if not _meets_layer(node, "all_input_nodes"):
+        if not meets(node, layers, "before"):
             ends[name] = "first"
     return ends
-
-
-def _meets_layer(node: fx.Node, direction: str) -> bool:
-    to_visit, seen = list(getattr(node, direction)), set()
-    while to_visit:
-        other = to_visit.pop()
-        if other.target in WEIGHTED:
-            return True
-        if other not in seen:
-            seen.add(other)
-            to_visit.extend(getattr(other, direction))
-    return False
 
 
 @torch.no_grad()

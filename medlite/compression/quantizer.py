@@ -21,6 +21,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from medlite.compression.fake_quantize import PerChannelFakeQuantize, PerTensorFakeQuantize
+from medlite.compression.graph_search import meets
 from medlite.errors import MedliteError, did_you_mean
 
 aten = torch.ops.aten
@@ -125,7 +126,7 @@ class Int8Quantizer(Quantizer):
         """
         layers = [node for node in model.graph.nodes if node.target in WEIGHTED]
         self._check_names(layers)
-        chosen = [node for node in layers if self._is_quantized(node)]
+        chosen = [node for node in layers if self._is_quantized(node, layers)]
         if not chosen:
             message = (
                 f"nothing could be quantised: of {len(layers)} weighted layers none is a 2-D or "
@@ -144,13 +145,13 @@ class Int8Quantizer(Quantizer):
     def validate(self, model: GraphModule) -> None:
         """Nothing is left to check: `annotate` only marks what the runtimes can hold."""
 
-    def _is_quantized(self, node: Node) -> bool:
+    def _is_quantized(self, node: Node, layers: Sequence[Node]) -> bool:
         weight: Any = node.args[1]
         if node.target not in QUANTIZABLE or weight.op != "get_attr":
             return False
-        if self.keep_first_float and not _meets_layer(node, "all_input_nodes"):
+        if self.keep_first_float and not meets(node, layers, "before"):
             return False
-        if self.keep_last_float and not _meets_layer(node, "users"):
+        if self.keep_last_float and not meets(node, layers, "behind"):
             return False
         path = layer_name(node)
         return not any(_matches(name, path) for name in (*SENSITIVE, *self.keep_float))
@@ -178,19 +179,6 @@ def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
 
 def _matches(name: str, path: str) -> bool:
     return f".{name}." in f".{path}."
-
-
-def _meets_layer(node: Node, direction: str) -> bool:
-    """Whether a weighted layer lies before ("all_input_nodes") or behind ("users") `node`."""
-    to_visit, seen = list(getattr(node, direction)), set()
-    while to_visit:
-        other = to_visit.pop()
-        if other.target in WEIGHTED:
-            return True
-        if other not in seen:
-            seen.add(other)
-            to_visit.extend(getattr(other, direction))
-    return False
 
 
 def _annotate_layer(node: Node) -> None:

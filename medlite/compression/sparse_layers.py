@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from medlite.compression.copies import evaluation_copy
+from medlite.compression.graph_search import meets
 from medlite.export.trace import trace
 
 
@@ -60,8 +61,8 @@ def find_ends(
     }
     images = set(program.graph_signature.user_inputs)
     uses = _find_uses(program.graph, weights, images)
-    first = {name for node in uses for name in uses[node] if not _meets(node, uses, backwards=True)}
-    last = {name for node in uses for name in uses[node] if not _meets(node, uses)}
+    first = {name for node in uses for name in uses[node] if not meets(node, uses, "before")}
+    last = {name for node in uses for name in uses[node] if not meets(node, uses, "behind")}
     return first, last
 
 
@@ -96,17 +97,3 @@ def _find_uses(
         elif held:
             from_weights[node] = held
     return uses
-
-
-def _meets(node: fx.Node, uses: dict[fx.Node, set[str]], *, backwards: bool = False) -> bool:
-    """Whether another use of weights lies behind `node`, or before it."""
-    to_visit, seen = [node], {node}
-    while to_visit:
-        current = to_visit.pop()
-        for other in current.all_input_nodes if backwards else current.users:
-            if other in uses:
-                return True
-            if other not in seen:
-                seen.add(other)
-                to_visit.append(other)
-    return False

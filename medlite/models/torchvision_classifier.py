@@ -8,8 +8,9 @@ import torchvision
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from medlite.errors import ConfigError, MedliteError, did_you_mean
+from medlite.errors import ConfigError, did_you_mean
 from medlite.models.layers.sizes import require_spatial_dims
+from medlite.models.layers.timm_networks import no_weights
 
 COLOURS = 3
 
@@ -69,11 +70,7 @@ def _create(name: str, num_classes: int, *, pretrained: bool, **arguments: Any) 
     except TypeError as error:
         raise ConfigError([f"model: {error}"]) from error
     except OSError as error:
-        message = (
-            f"the weights of '{name}' could not be downloaded; "
-            "set model.pretrained=false, or run once with a network connection to fill the cache"
-        )
-        raise MedliteError(message) from error
+        raise no_weights(name) from error
     return net
 
 

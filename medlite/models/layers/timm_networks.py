@@ -56,13 +56,17 @@ def create_timm_network(
     except TypeError as error:
         raise ConfigError([f"model: {error}"]) from error
     except OSError as error:
-        message = (
-            f"the weights of '{name}' could not be downloaded; "
-            "set model.pretrained=false, or run once with a network connection to fill the cache"
-        )
-        raise MedliteError(message) from error
+        raise no_weights(name) from error
     drop_idle_dropout(net)
     return net
+
+
+def no_weights(name: str) -> MedliteError:
+    """What is said where published weights cannot be had."""
+    return MedliteError(
+        f"the weights of '{name}' could not be downloaded; "
+        "set model.pretrained=false, or run once with a network connection to fill the cache"
+    )
 
 
 def grid_of(
