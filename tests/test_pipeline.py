@@ -120,7 +120,7 @@ def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, caps
     assert "qat: kept in float: 10 conv, net.final_conv" in shown
     assert "| qat | quantisation | INT8 in" in (directory / "plan.md").read_text()
     assert "bench │ 200 queries" in shown
-    assert not (tmp_path / "store").exists()
+    assert not list(tmp_path.glob("store/*/weights.pt"))
 
 
 def test_what_a_step_cannot_do_is_told_before_anything_is_trained(tmp_path):
@@ -139,6 +139,19 @@ def test_a_float_net_that_was_trained_as_long_stands_beside_the_compressed_one(f
     assert item["compressed"] == pytest.approx(values["test/openvino/dice"])
     assert result.history["qat"] != result.history["baseline"]
     assert "Against as much further training" in (finished[0] / "card.md").read_text()
+
+
+def test_the_lineage_says_what_each_stage_left(finished):
+    result = read_result(finished[0] / "result.json")
+    trained, quantised = result.lineage
+    assert (trained["stage"], quantised["stage"]) == ("train", "qat")
+    values = {m.name: m.value for m in result.measurements}
+    assert trained["scores"]["dice"] == pytest.approx(values["baseline/test/dice"])
+    assert quantised["scores"]["dice"] == pytest.approx(values["test/dice"])
+    assert trained["params"] == values["baseline/complexity/params"]
+    assert quantised["weight_bytes"] < 0.8 * trained["weight_bytes"]
+    assert trained["sha256"] != quantised["sha256"]
+    assert "largest loss of a class" in (finished[0] / "report.html").read_text()
 
 
 def test_one_control_serves_all_steps_that_train_as_long(tmp_path):

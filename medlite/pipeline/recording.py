@@ -20,16 +20,18 @@ from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.task import build_metrics, primary_metric
 from medlite.pipeline.job import Job
+from medlite.pipeline.lineage import trace_lineage
 from medlite.pipeline.loggers import Sinks
 from medlite.pipeline.measuring import Artifacts, predict
 from medlite.pipeline.training import Trained
 from medlite.report.card import build_card, write_card_markdown
 from medlite.report.environment import describe_environment
 from medlite.report.examples import choose_examples, write_examples
+from medlite.report.lookup import Lookup
 from medlite.report.page import write_report_html
 from medlite.report.result import RunResult, write_result
 from medlite.report.terminal import console, print_summary
-from medlite.report.verdict import summarise_verdict
+from medlite.report.verdict import find_no_gain, summarise_verdict
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
 from medlite.types import Artifact, DataSpec, Measurement, Predictions
@@ -43,6 +45,8 @@ class Evidence:
 
     deployed: Trained
     baseline: Trained
+    steps: Mapping[str, Trained]
+    """what each step left; the last is the deployed one"""
     control: Trained | None
     artifacts: Artifacts
     bench: BenchmarkResult
@@ -81,6 +85,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         environment=describe_environment(config.seed),
         measurements=measurements,
         stages=_stages(evidence),
+        lineage=trace_lineage(job, {"train": evidence.baseline, **evidence.steps}),
         verdict=verdict,
         artifacts=list(_artifacts(job, evidence)),
         parity=parity,
@@ -221,6 +226,7 @@ def _verdict(
         "safety": overall,
         "parity": "PASS" if all(row["passed"] for row in parity) else "FAIL",
         "quantization": _judge_quantization(evidence),
+        "gain": find_no_gain(Lookup(measurements)),
     }
     return {**plain, "summary": summarise_verdict(**plain)}
 

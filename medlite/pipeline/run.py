@@ -88,10 +88,11 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
     if "compress" not in stages:
         return False
     with _timed(seconds, "compress"):
-        deployed = compress(job, baseline)
+        steps = compress(job, baseline)
         control = train_control(job, baseline)
     if "export" not in stages:
         return False
+    deployed = [baseline, *steps.values()][-1]
     nets = {"": deployed.net}
     if job.steps:
         nets["baseline"] = baseline.net
@@ -106,6 +107,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
     evidence = Evidence(
         deployed=deployed,
         baseline=baseline,
+        steps=steps,
         control=control,
         artifacts=artifacts,
         bench=bench,

@@ -52,12 +52,14 @@ def train_baseline(job: Job) -> Trained:
     return _trained(job, job.config.model, job.config.choices["model"], "baseline")
 
 
-def compress(job: Job, baseline: Trained) -> Trained:
-    """Every step of the job in order, each through the store."""
+def compress(job: Job, baseline: Trained) -> dict[str, Trained]:
+    """What each step of the job leaves, in order, each through the store."""
+    after: dict[str, Trained] = {}
     current = baseline
     for name, step in job.steps.items():
         current = _compressed(job, current, name, step, made_of=job.config.compression[name])
-    return current
+        after[name] = current
+    return after
 
 
 def train_control(job: Job, baseline: Trained) -> Trained | None:

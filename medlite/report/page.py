@@ -166,6 +166,10 @@ def training_section(result: RunResult) -> str:
 def lineage_section(result: RunResult) -> str:
     """What was done, and what came out."""
     stages = tables.stages_table(result.stages)
+    if result.lineage:
+        chain = " &rarr; ".join(f"<b>{escape(row['stage'])}</b>" for row in result.lineage)
+        table = tables.lineage_table(result.lineage, result.primary_metric)
+        stages = f"<p>{chain}</p>{table}<h3>Stages of this run</h3>{stages}"
     if not result.artifacts:
         return stages
     return f"{stages}<h3>Exported models</h3>{tables.artifacts_table(result.artifacts)}"

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from medlite.report.lookup import Lookup
+
 
 def summarise_verdict(
-    *, budgets: Sequence[Mapping[str, Any]], safety: str, parity: str, quantization: str = ""
+    *,
+    budgets: Sequence[Mapping[str, Any]],
+    safety: str,
+    parity: str,
+    quantization: str = "",
+    gain: str = "",
 ) -> str:
     """What fits, what does not and what is not known.
 
@@ -17,6 +24,7 @@ def summarise_verdict(
         safety: "PASS", "FAIL", "INCONCLUSIVE" or "not compared".
         parity: "PASS" or "FAIL".
         quantization: what became of 8-bit arithmetic, in words; "" where none was asked for.
+        gain: where compression made nothing smaller or faster, in words; "" where it did.
 
     >>> summarise_verdict(budgets=[], safety="PASS", parity="PASS")
     'No budget is set; safety against the uncompressed model: PASS; parity with torch: PASS.'
@@ -27,9 +35,27 @@ def summarise_verdict(
         if safety == "not compared"
         else f"safety against the uncompressed model: {safety}",
         f"parity with torch: {parity}",
-        *([quantization] if quantization else []),
+        *(text for text in (quantization, gain) if text),
     ]
     return f"{'; '.join(parts)}."
+
+
+def find_no_gain(found: Lookup) -> str:
+    """The runtimes on which the deployed model is neither faster nor smaller than the baseline.
+
+    Faster means that the interval of the speed-up lies above 1, smaller fewer bytes on disk.
+    """
+    lost = [runtime for runtime in found.runtimes() if _gains_nothing(found, runtime)]
+    return f"no gain on this hardware: {', '.join(lost)}" if lost else ""
+
+
+def _gains_nothing(found: Lookup, runtime: str) -> bool:
+    speedup = found.get(f"speedup/{runtime}/ratio")
+    before, after = (found.of("size", f"{p}{runtime}", "disk_kib") for p in ("baseline/", ""))
+    if speedup is None or speedup.value is None or before is None or after is None:
+        return False
+    least = speedup.spread[0] if speedup.spread else speedup.value
+    return least <= 1 and (after.value or 0) >= (before.value or 0)
 
 
 def summarise_budgets(budgets: Sequence[Mapping[str, Any]]) -> str:

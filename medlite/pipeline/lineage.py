@@ -1,0 +1,61 @@
+"""What each stage left: size, cost, and what torch says of the test split."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from medlite.bench.complexity import count_layers, total
+from medlite.metrics.statistics import grouped_scores
+from medlite.metrics.task import primary_metric
+from medlite.pipeline.job import Job
+from medlite.pipeline.measuring import predict
+from medlite.pipeline.training import Trained
+
+
+def trace_lineage(job: Job, stages: Mapping[str, Trained]) -> list[dict[str, Any]]:
+    """One row a stage, in order; what a stage changed is the difference to the row before it.
+
+    `scores` are those of torch on the test split: the task metric, calibration, and the
+    sensitivity of each class, without intervals; empty where an output is not finite.
+    `weight_bytes` and `sha256` are of all tensors of the state, `seconds` of this stage alone.
+    """
+    return [_row(job, name, trained) for name, trained in stages.items()]
+
+
+def _row(job: Job, name: str, trained: Trained) -> dict[str, Any]:
+    cost = total(count_layers(trained.net, job.spec.input_shape))
+    tensors = _tensors(trained.net)
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.numpy().tobytes())
+    return {
+        "stage": name,
+        "key": trained.key,
+        "sha256": digest.hexdigest(),
+        "params": cost.params,
+        "macs": cost.macs,
+        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "seconds": list(trained.seconds.values())[-1],
+        "scores": _scores(job, trained.net),
+    }
+
+
+def _scores(job: Job, net: nn.Module) -> dict[str, float | None]:
+    said = predict(job, net)
+    if not np.isfinite(said.logits).all():
+        return {}
+    kept = (primary_metric(job.spec), "ece", "nll")
+    scores = grouped_scores(said, job.spec)
+    names = [n for n in scores.statistics if n in kept or n.startswith("sensitivity/")]
+    values = {name: scores.value(name) for name in names}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [tensor.detach().cpu().contiguous() for tensor in net.state_dict().values()]

@@ -1,0 +1,57 @@
+"""When compression brought nothing, and which class lost most."""
+
+import pytest
+
+from medlite.report.lookup import Lookup
+from medlite.report.tables import worst_loss
+from medlite.report.verdict import find_no_gain, summarise_verdict
+from medlite.types import Measurement
+
+
+def found(*, ratio, spread=None, before=100.0, after=100.0, runtime="openvino"):
+    rows = [
+        Measurement(name=f"latency/{runtime}/p50_ms", value=1.0, unit="ms"),
+        Measurement(name=f"speedup/{runtime}/ratio", value=ratio, unit="ratio", spread=spread),
+        Measurement(name=f"baseline/size/{runtime}/disk_kib", value=before, unit="KiB"),
+        Measurement(name=f"size/{runtime}/disk_kib", value=after, unit="KiB"),
+    ]
+    return Lookup(rows)
+
+
+def test_neither_faster_nor_smaller_is_no_gain():
+    assert find_no_gain(found(ratio=0.98)) == "no gain on this hardware: openvino"
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"ratio": 0.5, "after": 99.0},
+        {"ratio": 1.2},
+        {"ratio": 1.2, "spread": (1.05, 1.3), "after": 300.0},
+    ],
+)
+def test_faster_or_smaller_is_a_gain(figures):
+    assert find_no_gain(found(**figures)) == ""
+
+
+def test_a_speed_up_that_could_be_chance_is_no_gain():
+    assert find_no_gain(found(ratio=1.2, spread=(0.9, 1.5))) != ""
+
+
+def test_without_a_baseline_nothing_is_said():
+    alone = Lookup([Measurement(name="latency/openvino/p50_ms", value=1.0, unit="ms")])
+    assert find_no_gain(alone) == ""
+
+
+def test_the_summary_says_so():
+    told = summarise_verdict(budgets=[], safety="PASS", parity="PASS", gain="no gain on this x")
+    assert told.endswith("parity with torch: PASS; no gain on this x.")
+
+
+def test_the_class_that_lost_most_is_named():
+    before = {"scores": {"sensitivity/a": 0.9, "sensitivity/b": 0.8, "dice": 0.9}}
+    after = {"scores": {"sensitivity/a": 0.85, "sensitivity/b": 0.5, "dice": 0.1}}
+    assert worst_loss(before, after) == "b: sensitivity -0.300"
+    assert worst_loss(after, before) == ""
+    assert worst_loss(None, after) == ""
+    assert worst_loss(before, {"scores": {"sensitivity/a": None}}) == ""
