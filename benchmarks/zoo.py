@@ -1,13 +1,16 @@
 """Every 2-D model of conf/model on every installed runtime, and what FLOPs say of latency.
 
     python benchmarks/zoo.py [--models NAME ...] [--runtimes torch NAME ...] [--side PX]
-                             [--queries N] [--threads N] [--json FILE] [--markdown FILE]
+                             [--queries N] [--threads N] [--json FILE ...] [--markdown FILE]
 
 medlite's own benchmark: a fresh process for each runtime, single images in turns, wall clock. All
 models take one-channel images of one size (3 classes), so that their costs compare; one that
 cannot take it gets the size that its error names. Weights are random, with scans and merged
 branches as they are deployed. Parity is the largest difference from torch over the largest
 logit, on images of lidc_nodules (resampled). Costs are counted as `medlite audit` counts them.
+
+Rows are written to the first --json FILE one by one; models that stand in one of the files are
+taken from there, so that a run can be stopped, or be shared out to several processes and merged.
 
 At the end the rank correlation (Spearman) of parameters, multiply-adds and memory traffic with
 the p50 of each runtime, over all models.
@@ -167,6 +170,11 @@ def correlations(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Of an earlier run; none if there was none."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def heading(arguments: argparse.Namespace) -> str:
     """Machine, versions, and how it was measured."""
     engines = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
@@ -186,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=128, help="of the images, in pixels")
     parser.add_argument("--queries", type=int, default=64, help="64 are the least for a p90")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, nargs="+", default=[])
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args()
 
@@ -197,10 +205,13 @@ def main() -> None:
     engines = [engine for engine in runtimes() if engine.name in arguments.runtimes]
     lines = [heading(arguments), "", *table_head(engines).splitlines()]
     print("\n".join(lines), flush=True)
+    known = {row["model"]: row for path in arguments.json for row in read_rows(path)}
     rows = []
     for name in arguments.models:
-        row = measure(name, arguments, engines)
+        row = known.get(name) or measure(name, arguments, engines)
         rows.append(row)
+        if arguments.json:
+            arguments.json[0].write_text(json.dumps({"rows": rows}, indent=2) + "\n")
         lines.append(table_row(row))
         print(lines[-1], flush=True)
     failures = [
@@ -211,8 +222,6 @@ def main() -> None:
     ]
     ending = ["", *correlations(rows), "", *failures]
     print("\n".join(ending))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     if arguments.markdown is not None:
         arguments.markdown.write_text("\n".join(lines + ending) + "\n")
 
