@@ -1,7 +1,9 @@
-"""Every 2-D model of conf/model on every installed runtime, and what FLOPs say of latency.
+"""Every 2-D model of conf/model on torch and the engines, and what FLOPs say of latency.
 
     python benchmarks/zoo.py [--models NAME ...] [--runtimes torch NAME ...] [--side PX]
                              [--queries N] [--threads N] [--json FILE ...] [--markdown FILE]
+
+ExecuTorch is measured where --runtimes names it: its exports of scans take minutes each.
 
 medlite's own benchmark: a fresh process for each runtime, single images in turns, wall clock. All
 models take one-channel images of one size (3 classes), so that their costs compare; one that
