@@ -123,7 +123,8 @@ def _num_models(job: Job) -> int:
 
 
 def _epochs(plan: FitPlan) -> str:
-    return f"{plan.epochs} epochs of {plan.batches_per_epoch} batches"
+    epochs, batches = plan.epochs, plan.batches_per_epoch
+    return f"{epochs} epoch{'s' * (epochs != 1)} of {batches} batch{'es' * (batches != 1)}"
 
 
 def _duration(seconds: float) -> str:
