@@ -318,15 +318,16 @@ def _check_constructors(plain: Mapping[str, Any]) -> Iterator[str]:
         except ConfigError as error:
             yield from (f"{path}.{problem}" for problem in error.problems)
             continue
-        found = list(_check_signature(path, target, node))
+        found = list(check_signature(path, target, node))
         yield from found
         if not found and path.split(".")[0] in ("compression", "runtime"):
             yield from _problems_of_building(path, node)
 
 
-def _check_signature(
+def check_signature(
     path: str, target: Callable[..., Any], node: Mapping[str, Any]
 ) -> Iterator[str]:
+    """What of `node`, at `path` of the configuration, a constructor does not take, or lacks."""
     if _takes_any_keyword(target):
         return
     parameters = inspect.signature(target).parameters

@@ -123,6 +123,13 @@ def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, caps
     assert not list(tmp_path.glob("store/*/weights.pt"))
 
 
+def test_a_plan_follows_its_settings(tmp_path):
+    words = ("compression=prune", *SMALL_GROUPS, "stages=[train,compress]", "control=false")
+    for ratio in (0.5, 0.25):
+        directory = run_words(tmp_path, *words, f"compression.prune.ratio={ratio}")
+        assert f"ratio {ratio} by taylor" in (directory / "plan.md").read_text()
+
+
 def test_what_a_step_cannot_do_is_told_before_anything_is_trained(tmp_path):
     with pytest.raises(MedliteError, match="keep_float: no layer is called 'hed'"):
         run_words(tmp_path, "compression=[prune,ptq]", "compression.ptq.keep_float=[hed]",

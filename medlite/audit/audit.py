@@ -12,7 +12,8 @@ from torch import nn
 from medlite.audit.claims import Claim
 from medlite.audit.runs import find_evidence
 from medlite.bench.complexity import LayerCost, count_layers, total
-from medlite.config import build, model_config
+from medlite.config import build, check_signature, locate, model_config
+from medlite.errors import ConfigError
 
 AGREES, DIFFERS, OPEN = "as claimed", "differs", "not checked"
 
@@ -100,8 +101,12 @@ def build_claimed(claim: Claim, directories: Iterable[Path]) -> nn.Module:
     Raises:
         ConfigError: there is no such model, or it does not take an override.
     """
+    config = model_config(claim.model, directories) | dict(claim.overrides)
+    problems = list(check_signature(claim.model, locate(config["_target_"]), config))
+    if problems:
+        raise ConfigError(problems)
     return build(
-        model_config(claim.model, directories) | dict(claim.overrides),
+        config,
         in_channels=claim.input[0],
         num_classes=claim.num_classes,
         image_size=claim.input[1:],

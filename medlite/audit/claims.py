@@ -76,6 +76,8 @@ def read_claims(path: Path = REGISTRY) -> list[Claim]:
         registry = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: {error}"]) from error
+    if not isinstance(registry, dict) or not all(isinstance(n, dict) for n in registry.values()):
+        raise ConfigError([f"{path}: expected a mapping of models, each with 'claims'"])
     for model, node in registry.items():
         shared = {key: node[key] for key in ("input", "num_classes", "with") if key in node}
         for index, own in enumerate(node.get("claims", [])):

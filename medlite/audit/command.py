@@ -24,6 +24,7 @@ from medlite.report.tables import table
 
 HEADINGS = ("model", "quantity", "claimed", "measured", "verdict", "input", "source", "reason")
 SCALES = {"params": (1e6, "M"), "macs": (1e9, "G")}
+RUNS = Path("outputs/runs")
 FILE_WIDTH = 220
 """columns of a console that is not a terminal"""
 
@@ -41,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
         prog="medlite audit", description="Published claims beside what is measured."
     )
     parser.add_argument("models", nargs="*", metavar="model=NAME[,NAME]", help="default: all")
-    parser.add_argument("--runs", nargs="*", type=Path, default=[Path("outputs/runs")],
-                        help="finished runs in which metrics are looked up")  # fmt: skip
+    looked_up = f"finished runs in which metrics are looked up; default: {RUNS}"
+    parser.add_argument("--runs", nargs="+", type=Path, metavar="DIRECTORY", help=looked_up)
     parser.add_argument("--claims", type=Path, default=REGISTRY, help="another registry")
     parser.add_argument("--config-dir", type=Path, help="where its models are, beside medlite's")
     parser.add_argument("--csv", type=Path)
@@ -52,7 +53,12 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     claims = _choose(read_claims(options.claims), options.models)
     directories = [conf_directory(), *([options.config_dir] if options.config_dir else [])]
-    audit = Audit(directories, [path for path in options.runs if path.exists()])
+    runs = options.runs or ([RUNS] if RUNS.exists() else [])
+    for directory in [*runs, *directories]:
+        if not directory.is_dir():
+            message = f"{directory}: no such directory"
+            raise MedliteError(message)
+    audit = Audit(directories, runs)
     rows = [audit.check(claim) for claim in _with_progress(claims)]
     print_table(rows)
     writers: dict[str, Callable[[Sequence[AuditRow]], str]] = {

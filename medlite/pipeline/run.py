@@ -119,11 +119,11 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
 
 def _plan_steps(job: Job) -> None:
     """What the steps would do, in plan.md; found out once, before anything is trained."""
-    path = job.config.directory / "plan.md"
-    if path.exists() and job.config.stages:
+    path, mark = job.config.directory / "plan.md", f"<!-- {job.config.key} -->\n"
+    if path.exists() and path.read_text().endswith(mark) and job.config.stages:
         return
     lines = plan_steps(job)
-    path.write_text(as_markdown(lines))
+    path.write_text(f"{as_markdown(lines)}\n{mark}")
     for line in as_text(lines):
         console().print(line, markup=False)
 

@@ -224,6 +224,17 @@ def test_table_goes_to_wandb_as_a_run_of_its_own(tmp_path, conf, monkeypatch):
     assert wandb.run is None
 
 
+def test_wrong_directories_registries_and_overrides_are_told(tmp_path, conf):
+    with pytest.raises(MedliteError, match="nowhere: no such directory"):
+        main(["--runs", str(tmp_path / "nowhere")])
+    path = tmp_path / "list.yaml"
+    path.write_text("- tiny")
+    with pytest.raises(ConfigError, match=r"list\.yaml: expected a mapping of models"):
+        read_claims(path)
+    with pytest.raises(ConfigError, match=r"tiny\.branhces: Tiny takes no 'branhces'"):
+        Audit([conf]).check(claim(overrides={"branhces": 2}))
+
+
 def test_a_network_without_claims_is_answered_with_the_closest():
     with pytest.raises(MedliteError, match="nothing is claimed of it, did you mean 'resnet18'"):
         main(["model=resnet81"])

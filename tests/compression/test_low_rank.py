@@ -433,6 +433,17 @@ def test_a_net_too_narrow_is_refused(classes):
         factorise(TinyClassifier(width=4), classes)
 
 
+def test_fresh_weights_of_full_rank_do_not_refuse_the_training(classes):
+    context = make_context(classes)
+    context.is_dry = True
+    step = LowRank(epochs=1, learning_rate=1e-3, rank_rule="energy", least_energy=0.999)
+    whole = TinyClassifier(width=32)
+    net, state = step.apply(whole, context)
+    assert state == {"ranks": {}}
+    assert net.state_dict().keys() == whole.state_dict().keys()
+    assert "would lose too much" in context.report.lines["low rank"]
+
+
 def test_too_much_energy_to_save_anything_is_refused(classes):
     with pytest.raises(MedliteError, match="would lose too much for what it saves"):
         factorise(TinyClassifier(width=32), classes, rank_rule="energy", least_energy=0.999)
