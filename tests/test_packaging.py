@@ -18,3 +18,4 @@ def test_the_wheel_carries_the_configuration_and_the_schema(tmp_path):
     assert conf <= names
     assert "medlite/report/result.schema.json" in names
     assert "medlite/report/page.css" in names
+    assert "medlite/audit/claims.yaml" in names
