@@ -1,4 +1,4 @@
-"""Every 2-D model of conf/model on torch and the engines, and what FLOPs say of latency.
+"""Every model of conf/model on torch and the engines, and what FLOPs say of latency.
 
     python benchmarks/zoo.py [--models NAME ...] [--runtimes torch NAME ...] [--side PX]
                              [--queries N] [--threads N] [--json FILE ...] [--markdown FILE]
@@ -7,9 +7,10 @@ ExecuTorch is measured where --runtimes names it: its exports of scans take minu
 
 medlite's own benchmark: a fresh process for each runtime, single images in turns, wall clock. All
 models take one-channel images of one size (3 classes), so that their costs compare; one that
-cannot take it gets the size that its error names. Weights are random, with scans and merged
-branches as they are deployed. Parity is the largest difference from torch over the largest
-logit, on images of lidc_nodules (resampled). Costs are counted as `medlite audit` counts them.
+cannot take it gets the size that its error names, and those for volumes a stack of slices.
+Weights are random, with scans and merged branches as they are deployed. Parity is the largest
+difference from torch over the largest logit, on images of lidc_nodules (resampled). Costs are
+counted as `medlite audit` counts them.
 
 Rows are written to the first --json FILE one by one; models that stand in one of the files are
 taken from there, so that a run can be stopped, or be shared out to several processes and merged.
@@ -26,6 +27,7 @@ import os
 import platform
 import re
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,37 +48,43 @@ from medlite.export.export import export
 from medlite.types import Artifact, BenchmarkSettings, Hardware, Runtime
 
 NUM_CLASSES = 3
-VOLUMETRIC = {"slice_mamba_unet", "resnet18_3d"}
-"""Left out: they take volumes."""
+VOLUMETRIC = {"slice_mamba_unet": (64, 64, 8), "resnet18_3d": (64, 64, 8)}
+"""models that take volumes, and the size of theirs"""
 COSTS = {"params": "parameters", "macs": "multiply-adds", "flops": "FLOPs with scans"} | {
     "activations": "activations",
     "memory_access_bytes": "memory traffic",
 }
 
 
-def build_model(name: str, side: int) -> tuple[nn.Module, int]:
-    """The network, and the side of its images."""
+def build_model(name: str, size: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network, and the size of its images."""
     config = model_config(name, [conf_directory()])
-    shape = (side, side)
-    facts = {"in_channels": 1, "num_classes": NUM_CLASSES, "image_size": shape, "spatial_dims": 2}
+    facts = {"in_channels": 1, "num_classes": NUM_CLASSES, "image_size": size}
     torch.manual_seed(0)
     try:
-        net = enliven(build(config, **facts))
+        net = enliven(build(config, **facts, spatial_dims=len(size)))
         with torch.no_grad():
-            net(torch.zeros(1, 1, *shape))
+            net(torch.zeros(1, 1, *size))
     except ShapeError as error:
         proposed = re.search(r"image_size=(\d+)", str(error))
         if proposed is None:
             raise
-        return build_model(name, int(proposed[1]))
-    return net, side
+        return build_model(name, (int(proposed[1]),) * len(size))
+    return net, size
+
+
+def make_images(size: tuple[int, ...]) -> np.ndarray:
+    """Four real images, or one stack of slices, (B, 1, H, W[, D])."""
+    if len(size) == 2:
+        return real_images((1, *size), number=4)
+    return real_images((1, *size[:2]), number=size[2]).transpose(1, 2, 3, 0)[None].copy()
 
 
 def measure(name: str, arguments: argparse.Namespace, engines: list[Runtime]) -> dict[str, Any]:
     """One model: its costs, and a cell a runtime."""
-    net, side = build_model(name, arguments.side)
-    costs = total(count_layers(net, (1, side, side)))
-    images = real_images((1, side, side), number=4)
+    net, size = build_model(name, VOLUMETRIC.get(name, (arguments.side,) * 2))
+    costs = total(count_layers(net, (1, *size)))
+    images = make_images(size)
     cells: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         artifacts: dict[str, Artifact] = {}
@@ -85,7 +93,7 @@ def measure(name: str, arguments: argparse.Namespace, engines: list[Runtime]) ->
                 artifacts[engine.name] = export(
                     net,
                     format=engine.format,
-                    input_shape=(1, side, side),
+                    input_shape=(1, *size),
                     directory=Path(scratch),
                     stem=f"{name}_{engine.name}",
                 )
@@ -112,7 +120,7 @@ def measure(name: str, arguments: argparse.Namespace, engines: list[Runtime]) ->
     expected = predict(net, images)
     for candidate in candidates:
         cells[candidate.runtime.name] = describe(candidate.runtime.name, result, expected)
-    return {"model": name, "side_px": side, **vars(costs), "runtimes": cells}
+    return {"model": name, "size_px": size, **vars(costs), "runtimes": cells}
 
 
 def describe(runtime: str, result: BenchmarkResult, expected: np.ndarray) -> dict[str, Any]:
@@ -140,10 +148,15 @@ def table_head(engines: list[Runtime]) -> str:
 
 def table_row(row: dict[str, Any]) -> str:
     """One line of Markdown; "-" where a runtime cannot have the model."""
-    words = [row["model"], str(row["side_px"]), f"{row['params']:,}"]
+    words = [row["model"], size_text(row["size_px"]), f"{row['params']:,}"]
     words += [f"{row['macs'] / 1e9:.3f}", f"{row['flops'] / 1e9:.3f}"]
     words += [cell_text(cell) for cell in row["runtimes"].values()]
     return f"| {' | '.join(words)} |"
+
+
+def size_text(size: Sequence[int]) -> str:
+    """A square by its side."""
+    return str(size[0]) if len(size) == 2 else "x".join(map(str, size))
 
 
 def cell_text(cell: dict[str, Any]) -> str:
@@ -189,9 +202,8 @@ def heading(arguments: argparse.Namespace) -> str:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     options = sorted(path.stem for path in (conf_directory() / "model").glob("*.yaml"))
-    names = [name for name in options if name not in VOLUMETRIC]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--models", nargs="+", choices=options, default=options)
     parser.add_argument("--runtimes", nargs="+", default=["torch", "onnxruntime", "openvino"])
     parser.add_argument("--side", type=int, default=128, help="of the images, in pixels")
     parser.add_argument("--queries", type=int, default=64, help="64 are the least for a p90")
