@@ -37,6 +37,11 @@ class Entry:
         return (self.directory / "entry.json").exists()
 
     @property
+    def weights_file(self) -> Path:
+        """Weights and state."""
+        return self.directory / "weights.pt"
+
+    @property
     def fit_directory(self) -> Path:
         """Where checkpoints live while the entry is being made."""
         return self.directory / "fit"
@@ -44,7 +49,7 @@ class Entry:
     def save(self, weights: Mapping[str, Any], state: Any, record: Mapping[str, Any]) -> None:
         """Finish the entry and drop its checkpoints."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        save_tensors({"weights": dict(weights), "state": state}, self.directory / "weights.pt")
+        save_tensors({"weights": dict(weights), "state": state}, self.weights_file)
         partial = self.directory / "entry.json.partial"
         partial.write_text(json.dumps(record))
         partial.replace(self.directory / "entry.json")
@@ -56,7 +61,7 @@ class Entry:
         Raises:
             RecordError: the file is damaged or holds more than tensors.
         """
-        content = load_tensors(self.directory / "weights.pt")
+        content = load_tensors(self.weights_file)
         return content["weights"], content["state"]
 
     def record(self) -> dict[str, Any]:
@@ -88,6 +93,10 @@ class Store:
     def entry(self, label: str, made_of: Mapping[str, Any]) -> Entry:
         """The entry for what is made of these values; `label` is for people."""
         return Entry(self.root / f"{label}-{digest(made_of)}")
+
+    def weights_file(self, key: str) -> Path:
+        """Of the entry with this key."""
+        return Entry(self.root / key).weights_file
 
 
 @contextmanager

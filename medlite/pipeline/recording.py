@@ -113,7 +113,9 @@ def publish(job: Job, result: RunResult, sinks: Sinks) -> None:
     write_card_markdown(result, directory / "card.md")
     write_report_html(result, directory / "examples.npz", directory / "report.html")
     if sinks.wandb_run is not None:
-        log_to_wandb(sinks.wandb_run, result, directory)
+        keys = [row["key"] for row in result.lineage]
+        weights = {key: job.store.weights_file(key) for key in keys}
+        log_to_wandb(sinks.wandb_run, result, directory, weights)
     print_summary(result, console())
     _log.info("record: %s", path)
     _log.info("report: %s", directory / "report.html")

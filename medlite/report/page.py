@@ -11,6 +11,7 @@ from medlite.report import figures, tables
 from medlite.report.examples import Examples, read_examples
 from medlite.report.frame import page
 from medlite.report.gallery import gallery
+from medlite.report.lineage import class_lineage_table, lineage_diagram, lineage_table
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult, write_atomically
 from medlite.report.verdict import worst_budget
@@ -167,9 +168,13 @@ def lineage_section(result: RunResult) -> str:
     """What was done, and what came out."""
     stages = tables.stages_table(result.stages)
     if result.lineage:
-        chain = " &rarr; ".join(f"<b>{escape(row['stage'])}</b>" for row in result.lineage)
-        table = tables.lineage_table(result.lineage, result.primary_metric)
-        stages = f"<p>{chain}</p>{table}<h3>Stages of this run</h3>{stages}"
+        picture = lineage_diagram(result.lineage, result.primary_metric)
+        table = lineage_table(result.lineage, result.primary_metric)
+        classes = class_lineage_table(result.lineage)
+        stages = (
+            f'<div class="wide">{picture}</div>{table}<h3>Sensitivity of each class</h3>{classes}'
+            f"<h3>Stages of this run</h3>{stages}"
+        )
     if not result.artifacts:
         return stages
     return f"{stages}<h3>Exported models</h3>{tables.artifacts_table(result.artifacts)}"

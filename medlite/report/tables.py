@@ -216,46 +216,6 @@ def stages_table(stages: Sequence[Mapping[str, Any]]) -> str:
     return table(["stage", "key", "seconds"], rows, num_words=2)
 
 
-def lineage_table(lineage: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """What each stage left, with the class that it hurt most."""
-    headings = ["stage", "largest loss of a class", "parameters", "GMACs", "weights KiB", metric]
-    headings += ["ECE", "NLL", "seconds", "sha256"]
-    rows = []
-    for before, row in zip([None, *lineage], lineage, strict=False):
-        scores = row["scores"]
-        rows.append(
-            [
-                escape(row["stage"]),
-                plain(worst_loss(before, row)),
-                plain(row["params"]),
-                plain(row["macs"] / 1e9),
-                plain(row["weight_bytes"] / 1024),
-                *(plain(scores.get(name)) for name in (metric, "ece", "nll")),
-                plain(row["seconds"]),
-                f"<code>{row['sha256'][:12]}</code>",
-            ]
-        )
-    return table(headings, rows, num_words=2)
-
-
-def worst_loss(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:
-    """The class whose sensitivity fell most in a stage; "" where none fell.
-
-    >>> worst_loss({"scores": {"sensitivity/a": 0.9}}, {"scores": {"sensitivity/a": 0.7}})
-    'a: sensitivity -0.200'
-    """
-    earlier = before["scores"] if before else {}
-    losses = {
-        name: earlier[name] - value
-        for name, value in after["scores"].items()
-        if name.startswith("sensitivity/") and None not in (value, earlier.get(name))
-    }
-    worst = max(losses, key=losses.__getitem__, default="")
-    if not worst or losses[worst] <= 0:
-        return ""
-    return f"{worst.removeprefix('sensitivity/')}: sensitivity -{losses[worst]:.3f}"
-
-
 def artifacts_table(artifacts: Sequence[Mapping[str, Any]]) -> str:
     """The exported models."""
     headings = ["model", "file", "format", "precision", "sha256", "KiB"]

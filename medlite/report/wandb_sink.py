@@ -15,13 +15,16 @@ from medlite.metrics.decisions import decisions
 from medlite.report.examples import Examples, as_rgb, read_examples
 from medlite.report.gallery import named
 from medlite.report.result import FILE_NAME, RunResult
+from medlite.report.wandb_lineage import log_lineage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def log_to_wandb(run: Any, result: RunResult, run_directory: Path) -> None:
-    """Add summary, card, example predictions and artifacts to an active run.
+def log_to_wandb(
+    run: Any, result: RunResult, run_directory: Path, weights: Mapping[str, Path]
+) -> None:
+    """Add summary, card, example predictions, the lineage and artifacts to an active run.
 
     The caller starts and finishes the run and gives it its configuration, through
     `redact_paths`.
@@ -30,6 +33,7 @@ def log_to_wandb(run: Any, result: RunResult, run_directory: Path) -> None:
         run: what `wandb.init` returned.
         result: as written to `run_directory`.
         run_directory: where result.json, the examples and the exported models are.
+        weights: the file of each stage of the lineage, by the stage's key.
 
     Raises:
         RecordError: the examples cannot be read.
@@ -40,6 +44,7 @@ def log_to_wandb(run: Any, result: RunResult, run_directory: Path) -> None:
         examples = read_examples(run_directory / result.examples)
         logged["examples"] = example_images(examples, result.dataset)
     run.log(logged)
+    log_lineage(run, result.lineage, weights)
     log_files(run, result, run_directory)
 
 

@@ -30,7 +30,7 @@ CATEGORIES = [
 class Reader(HTMLParser):
     """Tags, resources and text; an unclosed tag is left on the stack."""
 
-    VOID = ("meta", "img", "br", "line", "rect", "circle", "polyline")
+    VOID = ("meta", "img", "br", "line", "rect", "circle", "polyline", "path")
 
     def __init__(self):
         super().__init__()
@@ -294,3 +294,12 @@ def test_the_verdict_is_one_sentence():
         "Meets all 1 budgets; no compressed model to compare; parity with torch: FAIL; "
         "8 operators in 8 bits."
     )
+
+
+def test_the_lineage_is_drawn_with_what_each_stage_changed(run, tmp_path):
+    result, directory = run
+    write_report_html(result, directory / "examples.npz", tmp_path / "report.html")
+    words = read_page(tmp_path / "report.html").words
+    assert words.count("x0.25 KiB") == 1, "a quarter of the weights is left"
+    assert "-0.070" in words, "and a class lost 7 points"
+    assert sum(word == "49,457 parameters" for word in words) == 2

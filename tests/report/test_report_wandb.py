@@ -5,6 +5,7 @@ import pytest
 
 from medlite.report.examples import read_examples
 from medlite.report.redact import redact_paths
+from medlite.report.wandb_lineage import log_lineage
 from medlite.report.wandb_sink import example_images, log_to_wandb, summary_of
 
 wandb = pytest.importorskip("wandb")
@@ -26,7 +27,7 @@ def test_a_run_is_logged_offline_with_nothing_that_names_a_patient(finished, off
     run = wandb.init(
         project="medlite", dir=offline, config=redact_paths(result.config), mode="offline"
     )
-    log_to_wandb(run, result, directory)
+    log_to_wandb(run, result, directory, weights={})
     summary = dict(run.summary)
     run.finish()
     assert summary["latency/onnxruntime/p50_ms"] == pytest.approx(3.0, abs=0.2)
@@ -61,6 +62,50 @@ def test_logging_leaves_the_result_as_it_was(run, offline):
     result, directory = run
     before = copy.deepcopy(result)
     active = wandb.init(project="medlite", dir=offline, mode="offline")
-    log_to_wandb(active, result, directory)
+    log_to_wandb(active, result, directory, weights={})
     active.finish()
     assert result == before
+
+
+class RecordingRun:
+    """Keeps the order of what is logged and used, as an online or offline run would take it."""
+
+    def __init__(self, offline):
+        self.offline, self.calls = offline, []
+
+    def log_artifact(self, artifact):
+        artifact.wait = lambda: artifact
+        self.calls.append(("log", artifact.name))
+        self.last = artifact
+        return artifact
+
+    def use_artifact(self, artifact):
+        self.calls.append(("use", artifact.name))
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_each_stage_is_an_artifact_made_of_the_one_before(run, offline, is_offline):
+    result, _ = run
+    weights = {}
+    for row in result.lineage:
+        weights[row["key"]] = offline / f"{row['stage']}.pt"
+        weights[row["key"]].write_bytes(row["stage"].encode())
+    recording = RecordingRun(is_offline)
+    log_lineage(recording, result.lineage, weights)
+    train, qat = "stage-lidc_nodules-net.train-91be", "stage-lidc_nodules-net.qat-91be"
+    linked = [] if is_offline else [("use", train)]
+    assert recording.calls == [("log", train), *linked, ("log", qat)]
+    assert recording.last.metadata["parent"] == train
+    assert recording.last.metadata["scores"]["ece"] == 0.04
+    assert list(recording.last.manifest.entries) == ["weights.pt"]
+
+
+def test_an_offline_run_takes_the_stages(run, offline):
+    result, _ = run
+    file = offline / "weights.pt"
+    file.write_bytes(b"tensors")
+    active = wandb.init(project="medlite", dir=offline, mode="offline")
+    log_lineage(active, result.lineage, {row["key"]: file for row in result.lineage})
+    active.finish()
+    logged = b"".join(path.read_bytes() for path in offline.rglob("*.wandb"))
+    assert b"stage-lidc_nodules-net.qat-91be" in logged
