@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -22,7 +23,7 @@ def lineage_diagram(lineage: Sequence[Row], metric: str) -> str:
     shapes = [_box(position, row, metric) for position, row in enumerate(lineage)]
     shapes += [
         _arrow(position, before, after, metric)
-        for position, (before, after) in enumerate(zip(lineage, lineage[1:], strict=False))
+        for position, (before, after) in enumerate(itertools.pairwise(lineage))
     ]
     names = ", ".join(row["stage"] for row in lineage)
     label = f'role="img" aria-label="lineage: {escape(names)}"'
@@ -59,7 +60,7 @@ def class_lineage_table(lineage: Sequence[Row]) -> str:
     rows = []
     for name in names:
         values = [row["scores"].get(name) for row in lineage]
-        changes = [_change(*pair) for pair in zip(values, values[1:], strict=False)]
+        changes = [_change(*pair) for pair in itertools.pairwise(values)]
         cells = [plain(value) + text for value, text in zip(values, ["", *changes], strict=True)]
         rows.append([escape(name.removeprefix("sensitivity/")), *cells])
     return table(headings, rows) if rows else ""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medlite.report.lookup import Lookup
 from medlite.report.lineage import worst_loss
+from medlite.report.lookup import Lookup
 from medlite.report.verdict import find_no_gain, summarise_verdict
 from medlite.types import Measurement
 
