@@ -1,9 +1,11 @@
 """Every model of conf/model on torch and the engines, and what FLOPs say of latency.
 
     python benchmarks/zoo.py [--models NAME ...] [--runtimes torch NAME ...] [--side PX]
-                             [--queries N] [--threads N] [--json FILE ...] [--markdown FILE]
+                             [--queries N] [--threads N] [--artifacts FOLDER] [--json FILE ...]
+                             [--markdown FILE]
 
-ExecuTorch is measured where --runtimes names it: its exports of scans take minutes each.
+ExecuTorch is measured where --runtimes names it: its exports of scans take minutes each, and may
+be made beforehand on a busy machine (--queries 0 --artifacts FOLDER).
 
 medlite's own benchmark: a fresh process for each runtime, single images in turns, wall clock. All
 models take one-channel images of one size (3 classes), so that their costs compare; one that
@@ -80,47 +82,57 @@ def make_images(size: tuple[int, ...]) -> np.ndarray:
     return real_images((1, *size[:2]), number=size[2]).transpose(1, 2, 3, 0)[None].copy()
 
 
-def measure(name: str, arguments: argparse.Namespace, engines: list[Runtime]) -> dict[str, Any]:
-    """One model: its costs, and a cell a runtime."""
+def export_to(
+    net: nn.Module, engine: Runtime, size: tuple[int, ...], directory: Path, stem: str
+) -> Artifact:
+    """The exported network; taken from the directory where it is there already."""
+    kept = directory / f"{stem}.json"
+    if kept.exists():
+        return Artifact.from_json(json.loads(kept.read_text()))
+    artifact = export(
+        net, format=engine.format, input_shape=(1, *size), directory=directory, stem=stem
+    )
+    kept.write_text(json.dumps(artifact.to_json()))
+    return artifact
+
+
+def measure(
+    name: str, arguments: argparse.Namespace, engines: list[Runtime], directory: Path
+) -> dict[str, Any]:
+    """One model: its costs, and a cell a runtime; artifacts go to the directory."""
     net, size = build_model(name, VOLUMETRIC.get(name, (arguments.side,) * 2))
     costs = total(count_layers(net, (1, *size)))
     images = make_images(size)
     cells: dict[str, Any] = {}
+    candidates: list[Candidate] = []
+    for engine in engines:
+        try:
+            artifact = export_to(net, engine, size, directory, f"{name}_{engine.name}")
+        except MedliteError as error:
+            cells[engine.name] = {"failure": str(error)}
+        else:
+            candidates.append(Candidate(name="", runtime=engine, artifact=artifact))
+    row = {"model": name, "size_px": size, **vars(costs), "runtimes": cells}
+    if arguments.queries == 0:
+        return row
+    settings = BenchmarkSettings(
+        num_queries=arguments.queries,
+        num_warmup=3,
+        throughput_seconds=0.1,
+        energy_seconds=0,
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        artifacts: dict[str, Artifact] = {}
-        for engine in engines:
-            try:
-                artifacts[engine.name] = export(
-                    net,
-                    format=engine.format,
-                    input_shape=(1, *size),
-                    directory=Path(scratch),
-                    stem=f"{name}_{engine.name}",
-                )
-            except MedliteError as error:
-                cells[engine.name] = {"failure": str(error)}
-        candidates = [
-            Candidate(name="", runtime=engine, artifact=artifacts[engine.name])
-            for engine in engines
-            if engine.name in artifacts
-        ]
-        settings = BenchmarkSettings(
-            num_queries=arguments.queries,
-            num_warmup=3,
-            throughput_seconds=0.1,
-            energy_seconds=0,
-        )
         result = benchmark(
             candidates,
             hardware=Hardware(num_threads=arguments.threads),
             settings=settings,
             images=images,
-            directory=Path(scratch) / "bench",
+            directory=Path(scratch),
         )
     expected = predict(net, images)
     for candidate in candidates:
         cells[candidate.runtime.name] = describe(candidate.runtime.name, result, expected)
-    return {"model": name, "size_px": size, **vars(costs), "runtimes": cells}
+    return row
 
 
 def describe(runtime: str, result: BenchmarkResult, expected: np.ndarray) -> dict[str, Any]:
@@ -206,7 +218,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=options, default=options)
     parser.add_argument("--runtimes", nargs="+", default=["torch", "onnxruntime", "openvino"])
     parser.add_argument("--side", type=int, default=128, help="of the images, in pixels")
-    parser.add_argument("--queries", type=int, default=64, help="64 are the least for a p90")
+    parser.add_argument(
+        "--queries", type=int, default=64, help="64 are the least for a p90; 0: only export"
+    )
+    parser.add_argument("--artifacts", type=Path, help="keep exported models here, and use them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, nargs="+", default=[])
     parser.add_argument("--markdown", type=Path)
@@ -222,12 +237,20 @@ def main() -> None:
     known = {row["model"]: row for path in arguments.json for row in read_rows(path)}
     rows = []
     for name in arguments.models:
-        row = known.get(name) or measure(name, arguments, engines)
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = arguments.artifacts or Path(scratch)
+            directory.mkdir(exist_ok=True)
+            row = known.get(name) or measure(name, arguments, engines, directory)
+        if arguments.queries == 0:
+            print(f"exported {name}", flush=True)
+            continue
         rows.append(row)
         if arguments.json:
             arguments.json[0].write_text(json.dumps({"rows": rows}, indent=2) + "\n")
         lines.append(table_row(row))
         print(lines[-1], flush=True)
+    if not rows:
+        return
     failures = [
         f"- {row['model']} on {name}: {cell['failure'].splitlines()[0]}"
         for row in rows
