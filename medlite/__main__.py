@@ -45,14 +45,33 @@ def _run(argv: list[str]) -> int:
     # Threads that spin while they wait make small steps 10 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     directories = [conf_directory(), *user_directories(argv)]
+    finished: list[str] = []
     sys.argv = ["medlite", *prepare_overrides(argv, find_options(directories))]
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
     def job(cfg: DictConfig) -> str:
-        return _job(cfg, directories)
+        finished.append(_job(cfg, directories))
+        return finished[-1]
 
-    hydra.main(config_path=str(conf_directory()), config_name="config", version_base="1.3")(job)()
+    try:
+        hydra.main(config_path=str(conf_directory()), config_name="config", version_base="1.3")(
+            job
+        )()
+    finally:
+        _show_sweep([Path(directory) for directory in finished])
     return 0
+
+
+def _show_sweep(directories: list[Path]) -> None:
+    """The runs of a sweep side by side, with means over seeds; nothing for a single job."""
+    with_result = [path for path in directories if (path / "result.json").exists()]
+    if len(with_result) < 2:
+        return
+    stem = directories[0].parent.parent / "sweeps" / f"sweep-{digest(sys.argv)[:6]}"
+    stem.parent.mkdir(exist_ok=True)
+    targets = ["--csv", f"{stem}.csv", "--html", f"{stem}.html"]
+    _compare([*map(str, with_result), "--over-seeds", *targets])
+    _log.info("sweep: %s.html", stem)
 
 
 def _job(cfg: DictConfig, directories: list[Path]) -> str:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from medlite.errors import RecordError
 from medlite.report.comparison import COLUMNS, ComparisonRow, mark_pareto, rows_of, sort_rows
 from medlite.report.frame import page
+from medlite.report.frontier import frontier_chart
 from medlite.report.lookup import number
 from medlite.report.result import FILE_NAME, read_result, write_atomically
 from medlite.report.tables import chip, table
@@ -28,6 +31,8 @@ SHOWN = {
     "runtime": "runtime",
     "hardware": "hardware",
     "metric": "metric",
+    "rare_sensitivity": "rare sens.",
+    "ece": "ECE",
     "params": "params",
     "gmacs": "GMACs",
     "p50_ms": "p50 ms",
@@ -47,7 +52,12 @@ FILE_WIDTH = 200
 """columns of a console that is not a terminal"""
 VERDICTS = ("safety", "budgets")
 PARETO = (
-    "Pareto *: no run here is at least as good in metric, p50 and size and better in one of them"
+    "Pareto *: no run here is at least as good in metric, p50, size and peak memory "
+    "and better in one of them"
+)
+
+ONE_SEED = (
+    "A ranking of single seeds says nothing of other seeds: sweep seed=0,1,2, then --over-seeds"
 )
 
 
@@ -87,6 +97,40 @@ def compare(paths: Sequence[Path]) -> tuple[list[ComparisonRow], list[str]]:
     return mark_pareto(rows), broken
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of the table: its texts by column, its plain values, and what ranks it."""
+
+    texts: Mapping[str, str]
+    values: Mapping[str, Any]
+    row: ComparisonRow
+
+
+def lines_of_runs(rows: Sequence[ComparisonRow]) -> list[Line]:
+    """A line a run and runtime."""
+    return [
+        Line(texts={column: cell(row, column) for column in SHOWN}, values=asdict(row), row=row)
+        for row in rows
+    ]
+
+
+def lines_of_seeds(rows: Sequence[ComparisonRow], sort: str) -> list[Line]:
+    """A line for all runs of the same settings, with means over their seeds."""
+    # Needs numpy and scipy, without which the verb starts at once.
+    seeds = importlib.import_module("medlite.report.seeds")
+    by_row = {id(summary.row): summary for summary in seeds.summarise_seeds(rows)}
+    ordered = sort_rows([summary.row for summary in by_row.values()], sort)
+    lines = []
+    for row in ordered:
+        summary = by_row[id(row)]
+        texts = {column: summary.text(column) for column in SHOWN if column not in ("metric",)}
+        texts["metric"] = f"{summary.text('metric')} {row.metric_name}"
+        texts["is_pareto"] = "*" if row.is_pareto else ""
+        texts["seeds"] = str(summary.num_seeds)
+        lines.append(Line(texts=texts, values=summary.to_json(), row=row))
+    return lines
+
+
 def cell(row: ComparisonRow, column: str) -> str:
     """A value as people read it."""
     value = getattr(row, column)
@@ -99,61 +143,87 @@ def cell(row: ComparisonRow, column: str) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def as_csv(rows: Sequence[ComparisonRow]) -> str:
+def as_csv(lines: Sequence[Line]) -> str:
     """All columns, full precision, empty where unavailable."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    columns = list(lines[0].values) if lines else list(COLUMNS)
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(line.values for line in lines)
     return buffer.getvalue()
 
 
-def as_html(rows: Sequence[ComparisonRow], broken: Sequence[str]) -> str:
-    """A self-contained page."""
+def as_html(lines: Sequence[Line], broken: Sequence[str]) -> str:
+    """A self-contained page: the frontiers as pictures, and the table."""
+    columns = headings_of(lines)
     body = [
         [
-            chip(cell(row, column))
-            if column in ("safety", "budgets")
-            else escape(cell(row, column))
-            for column in SHOWN
+            chip(line.texts[column]) if column in VERDICTS else escape(line.texts[column])
+            for column in columns
         ]
-        for row in rows
+        for line in lines
     ]
     unread = "".join(f"<li>not read: {escape(text)}</li>" for text in broken)
-    heading = f'<p class="kind">medlite compare</p><h1>{len(rows)} results</h1>'
-    grid = table(list(SHOWN.values()), body, num_words=len(WORDS))
+    heading = f'<p class="kind">medlite compare</p><h1>{len(lines)} results</h1>'
+    charts = "".join(f'<div class="wide">{chart}</div>' for chart in frontiers(lines))
+    grid = table(list(columns.values()), body, num_words=len(WORDS))
+    remark = f"{PARETO}." + (f" {ONE_SEED}." if is_one_seed(lines) else "")
     return page(
         "medlite compare",
-        f'<header class="full">{heading}</header><main class="full">{grid}'
-        f'<p class="muted">{PARETO}.</p><ul>{unread}</ul></main>',
+        f'<header class="full">{heading}</header><main class="full">{charts}{grid}'
+        f'<p class="muted">{remark}</p><ul>{unread}</ul></main>',
     )
 
 
-def print_table(rows: Sequence[ComparisonRow], broken: Sequence[str]) -> None:
+def headings_of(lines: Sequence[Line]) -> dict[str, str]:
+    """The columns that the lines have."""
+    return SHOWN | {"seeds": "seeds"} if lines and "seeds" in lines[0].texts else SHOWN
+
+
+def is_one_seed(lines: Sequence[Line]) -> bool:
+    """Whether some recipe was run with one seed alone."""
+    return any(line.texts.get("seeds", "1") == "1" for line in lines)
+
+
+def frontiers(lines: Sequence[Line]) -> list[str]:
+    """A chart for each dataset and runtime with several results: score against latency."""
+    groups: dict[tuple[str, str], list[ComparisonRow]] = {}
+    for line in lines:
+        groups.setdefault((line.row.dataset, line.row.runtime), []).append(line.row)
+    return [
+        frontier_chart(f"{dataset} on {runtime}", rows)
+        for (dataset, runtime), rows in groups.items()
+        if len([row for row in rows if None not in (row.metric, row.p50_ms)]) > 1
+    ]
+
+
+def print_table(lines: Sequence[Line], broken: Sequence[str]) -> None:
     """For the console; what all rows share stands once, above the table."""
     from rich.console import Console
     from rich.table import Table
 
     output = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
-    shared = shared_words(rows)
+    shared = shared_words(lines)
     together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
-    grid = Table(title=f"{len(rows)} results: {together}".rstrip(": "), title_justify="left")
-    columns = [column for column in SHOWN if column not in shared]
-    for column in columns:
+    grid = Table(title=f"{len(lines)} results: {together}".rstrip(": "), title_justify="left")
+    columns = {k: heading for k, heading in headings_of(lines).items() if k not in shared}
+    for column, heading in columns.items():
         is_word = column in WORDS
-        grid.add_column(SHOWN[column], justify="left" if is_word else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*(cell(row, column) for column in columns))
+        grid.add_column(heading, justify="left" if is_word else "right", overflow="fold")
+    for line in lines:
+        grid.add_row(*(line.texts[column] for column in columns))
     output.print(grid)
     output.print(PARETO)
+    if is_one_seed(lines):
+        output.print(ONE_SEED)
     for text in broken:
         output.print(f"not read: {text}", markup=False)
 
 
-def shared_words(rows: Sequence[ComparisonRow]) -> dict[str, str]:
+def shared_words(lines: Sequence[Line]) -> dict[str, str]:
     """The words that are the same in all rows, where there are several."""
-    values = {column: {getattr(row, column) for row in rows} for column in WORDS}
-    return {k: min(v) for k, v in values.items() if len(v) == 1 and len(rows) > 1}
+    values = {column: {line.texts[column] for line in lines} for column in WORDS}
+    return {k: min(v) for k, v in values.items() if len(v) == 1 and len(lines) > 1}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,17 +238,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="medlite compare", description="Compare finished runs.")
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs")])
     parser.add_argument("--sort", default="metric", metavar="COLUMN", help=", ".join(COLUMNS))
+    parser.add_argument(
+        "--over-seeds", action="store_true", help="one row for runs that differ in their seed alone"
+    )
     parser.add_argument("--csv", type=Path, help="default: compare.csv in the first directory")
     parser.add_argument("--html", type=Path, help="default: compare.html in the first directory")
     options = parser.parse_args(argv)
     rows, broken = compare(options.paths)
-    rows = sort_rows(rows, options.sort)
-    print_table(rows, broken)
+    if options.over_seeds:
+        lines = lines_of_seeds(rows, options.sort)
+    else:
+        lines = lines_of_runs(sort_rows(rows, options.sort))
+    print_table(lines, broken)
     first = options.paths[0]
     beside = first if first.is_dir() else first.parent
     for path, text in (
-        (options.csv or beside / "compare.csv", as_csv(rows)),
-        (options.html or beside / "compare.html", as_html(rows, broken)),
+        (options.csv or beside / "compare.csv", as_csv(lines)),
+        (options.html or beside / "compare.html", as_html(lines, broken)),
     ):
         write_atomically(path, text)
     return 1 if broken else 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from medlite.errors import MedliteError, did_you_mean
+from medlite.metrics.names import class_keys
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult
 from medlite.report.verdict import worst_budget
@@ -25,6 +29,10 @@ class ComparisonRow:
     machine: str
     metric_name: str
     metric: float | None
+    rarest_class: str
+    """the one with the fewest training images (pixels), the background of a mask aside"""
+    rare_sensitivity: float | None
+    ece: float | None
     params: float | None
     gmacs: float | None
     p50_ms: float | None
@@ -35,10 +43,13 @@ class ComparisonRow:
     int8_operators: float | None
     safety: str
     budgets: str
+    seed: int | None
+    settings: str
+    """the same for runs that differ in their seed alone"""
     is_pareto: bool = False
 
 
-BETTER_HIGH = {"metric", "speedup", "int8_operators"}
+BETTER_HIGH = {"metric", "rare_sensitivity", "speedup", "int8_operators"}
 COLUMNS = tuple(each.name for each in fields(ComparisonRow))
 
 
@@ -53,6 +64,7 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
     choices = result.choices
     budgets = [row for row in result.verdict["budgets"] if row["runtime"] == runtime]
     gate = result.safety.get(runtime)
+    rarest, sensitivity = rarest_class(result.dataset)
     return ComparisonRow(
         run=result.name,
         dataset=choices.get("dataset", result.dataset["name"]),
@@ -63,6 +75,9 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         machine=str(result.environment.get("cpu")),
         metric_name=result.primary_metric,
         metric=measured(found.score(result.primary_metric, runtime)),
+        rarest_class=rarest,
+        rare_sensitivity=measured(found.score(sensitivity, runtime)),
+        ece=measured(found.score("ece", runtime)),
         params=measured(found.get("complexity/params")),
         gmacs=measured(found.get("complexity/gmacs")),
         p50_ms=measured(found.of("latency", runtime, "p50_ms")),
@@ -73,7 +88,25 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         int8_operators=measured(found.get(f"operators/{runtime}/int8_count")),
         safety=gate["verdict"] if gate else "not compared",
         budgets=worst_budget(budgets),
+        seed=result.config.get("seed"),
+        settings=settings_digest(result.config),
     )
+
+
+def rarest_class(dataset: Mapping[str, Any]) -> tuple[str, str]:
+    """Its name, and that of the measurement of its sensitivity."""
+    names, counts = dataset["class_names"], dataset["class_counts"]
+    first = 1 if dataset["task"] == "segmentation" else 0
+    position = min(range(first, len(names)), key=counts.__getitem__)
+    return names[position], f"sensitivity/{class_keys(names)[position]}"
+
+
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """6 hexadecimal digits of all that decides a result but the seed."""
+    elsewhere = ("seed", "name", "outputs", "logger", "stages")
+    decisive = {key: value for key, value in config.items() if key not in elsewhere}
+    canonical = json.dumps(decisive, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:6]
 
 
 def measured(measurement: Measurement | None) -> float | None:
@@ -85,8 +118,8 @@ def measured(measurement: Measurement | None) -> float | None:
 def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Mark the rows that no other row of the same dataset, hardware and machine beats.
 
-    A row beats another if it is at least as good in metric, median latency and size and better in
-    one. A row that lacks one of the three neither beats nor is marked.
+    A row beats another if it is at least as good in metric, median latency, size and peak memory
+    and better in one. A row that lacks one of the four neither beats nor is marked.
     """
     return [replace(row, is_pareto=is_optimal(row, rows)) for row in rows]
 
@@ -110,11 +143,11 @@ def setting(row: ComparisonRow) -> tuple[str, ...]:
     return row.dataset, row.metric_name, row.hardware, row.machine
 
 
-def goals(row: ComparisonRow) -> tuple[float, float, float] | None:
+def goals(row: ComparisonRow) -> tuple[float, ...] | None:
     """What to minimise; None where one of them was not measured."""
-    if row.metric is None or row.p50_ms is None or row.size_kib is None:
-        return None
-    return -row.metric, row.p50_ms, row.size_kib
+    found = (row.metric, row.p50_ms, row.size_kib, row.peak_mib)
+    known = [value for value in found if value is not None]
+    return (-known[0], *known[1:]) if len(known) == len(found) else None
 
 
 def sort_rows(rows: Sequence[ComparisonRow], key: str) -> list[ComparisonRow]:

@@ -1,0 +1,102 @@
+"""Runs that differ in their seed alone, as one row: means and their intervals."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import mean, stdev
+from typing import Any
+
+from scipy.stats import t
+
+from medlite.report.comparison import ComparisonRow, mark_pareto
+from medlite.report.lookup import number
+
+AVERAGED = (
+    *("metric", "rare_sensitivity", "ece", "params", "gmacs", "p50_ms", "p90_ms"),
+    *("speedup", "size_kib", "peak_mib", "int8_operators"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSummary:
+    """One recipe on one runtime.
+
+    row: the means over the seeds, and the verdicts counted ("2 PASS, 1 FAIL").
+    half_widths: of the 95 % intervals of the means (Student's t), None from a single seed.
+    """
+
+    row: ComparisonRow
+    num_seeds: int
+    half_widths: Mapping[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, half widths as `<column>_half_width`."""
+        widths = {f"{name}_half_width": width for name, width in self.half_widths.items()}
+        return {**asdict(self.row), "num_seeds": self.num_seeds, **widths}
+
+    def text(self, column: str) -> str:
+        """A mean with its half width, "-" where a run lacks it."""
+        value, width = getattr(self.row, column), self.half_widths.get(column)
+        if value is None:
+            return "-"
+        if not isinstance(value, float):
+            return str(value)
+        return number(value) if not width else f"{number(value)} \u00b1 {number(width)}"
+
+
+def summarise_seeds(rows: Iterable[ComparisonRow]) -> list[SeedSummary]:
+    """One summary for each group of rows of the same settings, in the order of their first runs.
+
+    A ranking of rows with one seed says nothing of another seed; `num_seeds` is there to tell.
+    """
+    groups: dict[tuple[str, ...], list[ComparisonRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.runtime, row.machine, row.dataset, row.model, row.settings].append(row)
+    distinct = [_one_a_seed(group) for group in groups.values()]
+    marked = mark_pareto([_averaged(group) for group in distinct])
+    return [
+        SeedSummary(row=row, num_seeds=len(group), half_widths=_half_widths(group))
+        for row, group in zip(marked, distinct, strict=True)
+    ]
+
+
+def _one_a_seed(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """The last run of each seed: a run that was repeated is no second sample."""
+    return list({row.seed: row for row in rows}.values())
+
+
+def _averaged(rows: Sequence[ComparisonRow]) -> ComparisonRow:
+    means = {name: mean(values) if values else None for name, values in _columns(rows)}
+    verdicts = Counter(row.safety for row in rows)
+    tally = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    return replace(
+        rows[0],
+        **means,
+        safety=tally if len(rows) > 1 else rows[0].safety,
+        seed=rows[0].seed if len(rows) == 1 else None,
+    )
+
+
+def _half_widths(rows: Sequence[ComparisonRow]) -> dict[str, float | None]:
+    return {name: half_width(values) for name, values in _columns(rows)}
+
+
+def _columns(rows: Sequence[ComparisonRow]) -> Iterable[tuple[str, list[float]]]:
+    """Each column's values, none where a run lacks one."""
+    for name in AVERAGED:
+        values = [float(v) for row in rows if (v := getattr(row, name)) is not None]
+        yield name, values if len(values) == len(rows) else []
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Of the 95 % interval of a mean, by Student's t; None of fewer than two values.
+
+    >>> round(half_width([1.0, 2.0, 3.0]), 3)
+    2.484
+    """
+    if len(values) < 2:
+        return None
+    quantile = float(t.ppf(0.975, len(values) - 1))
+    return quantile * stdev(values) / len(values) ** 0.5

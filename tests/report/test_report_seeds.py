@@ -1,0 +1,81 @@
+"""Runs of several seeds as one row."""
+
+import csv
+import math
+
+import pytest
+from fake_run import make_run
+from test_report_compare import make_row
+
+from medlite.report.compare import main
+from medlite.report.frontier import frontier_chart
+from medlite.report.result import write_result
+from medlite.report.seeds import summarise_seeds
+
+
+def test_runs_of_the_same_settings_become_one_row_with_an_interval():
+    rows = [make_row(seed=seed, metric=m) for seed, m in enumerate((0.90, 0.92, 0.94))]
+    (summary,) = summarise_seeds(rows)
+    assert summary.num_seeds == 3
+    assert summary.row.metric == pytest.approx(0.92)
+    # Student's t with 2 degrees of freedom, from a printed table.
+    assert summary.half_widths["metric"] == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-6)
+    assert summary.text("metric") == "0.920 \N{PLUS-MINUS SIGN} 0.0497"
+
+
+def test_other_settings_models_and_runtimes_stay_apart():
+    changes = ({}, {"settings": "t"}, {"model": "n"}, {"runtime": "x"}, {"dataset": "e"})
+    assert len(summarise_seeds([make_row(**change) for change in changes])) == 5
+
+
+def test_a_run_that_was_repeated_is_no_second_sample():
+    (summary,) = summarise_seeds([make_row(metric=0.5), make_row(metric=0.7)])
+    assert (summary.num_seeds, summary.row.metric) == (1, 0.7)
+    assert summary.half_widths["metric"] is None
+
+
+def test_a_number_that_one_seed_lacks_has_no_mean():
+    (summary,) = summarise_seeds([make_row(seed=0, speedup=2.0), make_row(seed=1)])
+    assert summary.row.speedup is None
+    assert summary.text("speedup") == "-"
+
+
+def test_verdicts_are_counted_and_the_frontier_is_that_of_the_means():
+    good = [make_row(seed=s, metric=m) for s, m in ((0, 0.9), (1, 0.8))]
+    bad = [
+        make_row(seed=s, metric=0.7, settings="t", safety=v) for s, v in ((0, "FAIL"), (1, "PASS"))
+    ]
+    first, second = summarise_seeds([*good, *bad])
+    assert (first.row.safety, second.row.safety) == ("2 PASS", "1 FAIL, 1 PASS")
+    assert (first.row.is_pareto, second.row.is_pareto) == (True, False)
+
+
+def test_the_verb_puts_seeds_together(tmp_path, capsys):
+    for seed in range(2):
+        directory = tmp_path / f"run{seed}"
+        directory.mkdir()
+        result = make_run(directory, runtimes=("onnxruntime",))
+        result.config["seed"] = seed
+        write_result(result, directory)
+    assert main([str(tmp_path), "--over-seeds"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 results" in printed
+    assert "ranking of single seeds" not in printed
+    with (tmp_path / "compare.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["num_seeds"] == "2"
+    assert float(row["metric_half_width"]) == 0.0
+    assert main([str(tmp_path)]) == 0
+    assert "ranking of single seeds" in capsys.readouterr().out
+
+
+def test_the_chart_marks_the_frontier_and_the_verdict():
+    rows = [
+        make_row(compression="qat", is_pareto=True),
+        make_row(compression="prune", safety="1 FAIL, 2 PASS", metric=0.5, p50_ms=2.0),
+        make_row(compression="lost", metric=None),
+    ]
+    chart = frontier_chart("d on openvino", rows)
+    assert chart.count("<circle") == 2
+    assert chart.count('r="6" fill="#1d7f4e"') == 1
+    assert chart.count('r="3" fill="#b3261e"') == 1
