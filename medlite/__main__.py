@@ -109,6 +109,10 @@ def _audit(argv: list[str]) -> int:
     return importlib.import_module("medlite.audit.command").main(argv)
 
 
+def _search(argv: list[str]) -> int:
+    return importlib.import_module("medlite.search.command").main(argv)
+
+
 def _choices(hydra_cfg: Any) -> dict[str, str]:
     chosen = hydra_cfg.runtime.choices
     return {
@@ -136,7 +140,12 @@ def _disk_is_full(error: OSError, cfg: DictConfig) -> str:
     )
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "compare": _compare, "audit": _audit}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "compare": _compare,
+    "audit": _audit,
+    "search": _search,
+}
 
 if __name__ == "__main__":
     main()

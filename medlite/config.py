@@ -194,9 +194,22 @@ def model_config(name: str, directories: Iterable[Path], *, key: str = "model") 
     Raises:
         ConfigError: there is no such option.
     """
-    paths = {path.stem: path for d in directories for path in (d / "model").glob("*.yaml")}
+    return _option("model", name, directories, key=key)
+
+
+def step_config(name: str, directories: Iterable[Path]) -> dict[str, Any]:
+    """The values of the step that `compression=<name>` brings.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    return _option("compression", name, directories, key="compression")[name]
+
+
+def _option(group: str, name: str, directories: Iterable[Path], *, key: str) -> dict[str, Any]:
+    paths = {path.stem: path for d in directories for path in (d / group).glob("*.yaml")}
     if name not in paths:
-        raise ConfigError([f"{key}: no model {name!r}, {did_you_mean(name, paths)}"])
+        raise ConfigError([f"{key}: no {group} {name!r}, {did_you_mean(name, paths)}"])
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(paths[name])))
 
 

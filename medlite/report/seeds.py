@@ -68,7 +68,9 @@ def _one_a_seed(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
 
 
 def _averaged(rows: Sequence[ComparisonRow]) -> ComparisonRow:
-    means = {name: mean(values) if values else None for name, values in _columns(rows)}
+    means: dict[str, Any] = {
+        name: mean(values) if values else None for name, values in _columns(rows)
+    }
     verdicts = Counter(row.safety for row in rows)
     tally = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return replace(
