@@ -175,6 +175,17 @@ def as_html(lines: Sequence[Line], broken: Sequence[str]) -> str:
     )
 
 
+def as_markdown(lines: Sequence[Line]) -> str:
+    """The table as people put it into documents; what all rows share stands above it."""
+    shared = shared_words(lines)
+    together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
+    columns = {k: heading for k, heading in headings_of(lines).items() if k not in shared}
+    rows = [" | ".join(line.texts[column] for column in columns) for line in lines]
+    head = [" | ".join(columns.values()), "|".join("---" for _ in columns)]
+    table_lines = [f"| {row} |" for row in (*head, *rows)]
+    return "\n".join([*([f"{together}:", ""] if together else []), *table_lines]) + "\n"
+
+
 def headings_of(lines: Sequence[Line]) -> dict[str, str]:
     """The columns that the lines have."""
     return SHOWN | {"seeds": "seeds"} if lines and "seeds" in lines[0].texts else SHOWN
@@ -243,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--csv", type=Path, help="default: compare.csv in the first directory")
     parser.add_argument("--html", type=Path, help="default: compare.html in the first directory")
+    parser.add_argument("--markdown", type=Path, help="write the table there, too")
     options = parser.parse_args(argv)
     rows, broken = compare(options.paths)
     if options.over_seeds:
@@ -257,4 +269,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         (options.html or beside / "compare.html", as_html(lines, broken)),
     ):
         write_atomically(path, text)
+    if options.markdown is not None:
+        write_atomically(options.markdown, as_markdown(lines))
     return 1 if broken else 0

@@ -121,6 +121,15 @@ def test_csv_and_html_go_where_they_are_told(outputs, tmp_path):
     assert all(path.exists() for path in targets)
 
 
+def test_the_table_is_written_for_documents(outputs, tmp_path):
+    assert main([str(outputs), "--markdown", str(tmp_path / "table.md")]) == 0
+    first, _, head, rule, *rows = (tmp_path / "table.md").read_text().splitlines()
+    assert first.startswith("dataset lidc_nodules, model ultralight_vm_unet")
+    assert head.count("|") == rule.count("|")
+    assert {row.count("|") for row in rows} == {head.count("|")}
+    assert len(rows) == 3
+
+
 def test_a_declared_number_is_not_compared(outputs):
     directory = outputs / "runs" / "two"
     result = make_run(directory, runtimes=("openvino",))
