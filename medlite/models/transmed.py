@@ -48,6 +48,9 @@ class TransMed(nn.Module):
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
+    num_prefix_tokens: ClassVar[int] = 1
+    """the class token, before those of the patches; named as in timm"""
+
     def __init__(
         self,
         *,

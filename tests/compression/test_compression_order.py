@@ -12,11 +12,13 @@ from medlite.compression.order import check_order
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
 from medlite.compression.sparsity import Sparsity
+from medlite.compression.token_pruning import TokenPruning
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("conf/compression/*.yaml"))
 
 STEPS = {
     "prune": StructuredPruning,
+    "prune_tokens": TokenPruning,
     "distill": Distillation,
     "finetune": FineTuning,
     "fuse": Fuse,
@@ -40,6 +42,7 @@ def problems(*names):
         ("prune", "distill", "ptq"),
         ("distill", "prune"),
         ("prune", "fuse", "qat"),
+        ("prune_tokens", "prune", "ptq"),
     ],
 )
 def test_sensible_orders_have_no_problem(names):
