@@ -105,6 +105,14 @@ def concatenate(call: Call) -> Labels:
     )
 
 
+def look_up(call: Call) -> Labels:
+    """Rows of a table (R, C), picked by their numbers: the rows must stay, the columns need not."""
+    table: Labels = call.args[0]
+    call.classes.fix(table.along.get(0))
+    columns = table.along.get(1)
+    return Labels(call.shape, {} if columns is None else {len(call.shape) - 1: columns})
+
+
 def reduce(call: Call) -> Labels | list[Labels]:
     """Sums, means and largest values over some axes: what is left depends on no single channel."""
     if len(call.operands) > 1:

@@ -32,6 +32,7 @@ _BY_RULE: dict[Callable[[Call], Labels | list[Labels]], str] = {
     moves.roll: "roll",
     moves.pad: "constant_pad_nd pad",
     moves.concatenate: "cat concat stack",
+    moves.look_up: "embedding",
     moves.reduce: "amax amin max mean min sum",
     moves.resample: (
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "

@@ -78,8 +78,9 @@ class TokenDroppingBlock(nn.Module):
     def select(self, tokens: Tensor, importance: Tensor) -> Tensor:
         """(B, L, C) and the others' importance (B, L - P) -> the prefix and what is kept."""
         chosen = importance.topk(self.num_kept, dim=1).indices
-        first_rows = torch.arange(tokens.shape[0], device=tokens.device) * tokens.shape[1]
-        rows = chosen + first_rows[:, None] + self.num_prefix
+        # Counted without a device, which an exported graph could not leave again
+        image = torch.ones_like(chosen).cumsum(dim=0) - 1
+        rows = image * tokens.shape[1] + self.num_prefix + chosen
         parts = [F.embedding(rows, tokens.flatten(0, 1))]
         if self.num_prefix:
             parts.insert(0, tokens[:, : self.num_prefix])
