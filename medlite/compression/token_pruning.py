@@ -113,7 +113,7 @@ class TokenPruning:
         return trained, state
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
-        """Let a copy of `net` drop tokens at the same places; its weights are still to be loaded."""
+        """Let a copy of `net` drop tokens in the same blocks; its weights are still to load."""
         thin = evaluation_copy(net)
         _drop_tokens(thin, state)
         return thin
@@ -146,7 +146,9 @@ class TokenPruning:
         idle = [place for place in places if place not in kept]
         ranking = "from all tokens"
         if trunk.num_readers is not None:
-            tokens = "class token" if trunk.num_readers == 1 else f"first {trunk.num_readers} tokens"
+            tokens = (
+                "class token" if trunk.num_readers == 1 else f"first {trunk.num_readers} tokens"
+            )
             ranking = f"from the {tokens}"
         return (
             f"from {', '.join(map(str, lengths[:-1]))} to {lengths[-1]} tokens in blocks "
