@@ -84,7 +84,13 @@ class TokenPruning:
         """
         input_shape = context.spec.input_shape
         if context.spec.task != "classification":
-            raise MedliteError(_needs_all_tokens(net))
+            message = (
+                "token pruning is for nets that give one answer an image, and "
+                f"{type(net).__name__} gives one for every place of it. These models can: {CAPABLE}"
+                "; for segmentation, model=apformer skips places by itself with "
+                "model.keep_ratio=0.5"
+            )
+            raise MedliteError(message)
         thin = evaluation_copy(net)
         trunk = find_trunk(thin, input_shape)
         places = self._places(trunk)
@@ -173,16 +179,12 @@ def _drop_tokens(net: nn.Module, state: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def _require_logits(thin: nn.Module, net: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Run once; what follows the blocks may want a token for every place."""
+    """Run once: fewer tokens may not be what follows the blocks can work with."""
     try:
         thin(torch.zeros(2, *input_shape))
     except (RuntimeError, ValueError) as error:
-        raise MedliteError(_needs_all_tokens(net)) from error
-
-
-def _needs_all_tokens(net: nn.Module) -> str:
-    return (
-        f"token pruning is for nets that give one answer an image, and {type(net).__name__} needs "
-        f"a token for every place of it. These models can: {CAPABLE}; for segmentation, "
-        "model=apformer skips places by itself with model.keep_ratio=0.5"
-    )
+        message = (
+            f"tokens cannot be pruned in {type(net).__name__}: what follows its blocks needs a "
+            f"token for every place of the image. These models can: {CAPABLE}"
+        )
+        raise MedliteError(message) from error

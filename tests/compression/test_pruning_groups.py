@@ -62,6 +62,14 @@ def test_sums_tie_channels_at_the_same_place():
     assert units_of(net) == {frozenset({("a", 0, i), ("b", 0, i), ("c", 1, i)}) for i in range(3)}
 
 
+def test_columns_of_a_table_that_is_looked_up_in_can_go_and_its_rows_cannot():
+    net = Net(
+        lambda n, x: n.b(F.embedding(x[:, 0, 0].long(), n.a.weight)),
+        a=nn.Linear(3, 4, bias=False), b=nn.Linear(3, 2),
+    )  # fmt: skip
+    assert units_of(net) == {frozenset({("a", 1, i), ("b", 1, i)}) for i in range(3)}
+
+
 def test_what_is_added_to_something_without_channels_stays():
     net = Net(
         lambda n, x: n.b(n.a(x) + x.repeat(1, 3, 1, 1)), a=convolution(1, 3), b=convolution(3, 2)
