@@ -112,9 +112,9 @@ class RankingAttention(nn.Module):
 
     def __init__(self, attention: Attention, *, num_queries: int | None) -> None:
         super().__init__()
-        self.gate = None
         for name, child in attention.named_children():
             self.add_module(name, child)
+        self.gate = self._modules.get("gate")
         self.num_heads = attention.num_heads
         self.head_dim = attention.head_dim
         self.num_queries = num_queries

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from timm.layers import DiffAttention
+from timm.layers import Attention, DiffAttention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
@@ -45,6 +45,10 @@ NETS = {
     "registers": (partial(vit, reg_tokens=3), 1),
     "average": (partial(vit, class_token=False, global_pool="avg"), None),
     "average beside a class token": (partial(vit, global_pool="avg"), None),
+    "average with the class token": (
+        partial(vit, global_pool="avg", pool_include_prefix=True),
+        None,
+    ),
     "attention pooling": (partial(vit, class_token=False, global_pool="map"), None),
     "deit3": (partial(vit, no_embed_class=True, init_values=0.1), 1),
     "dropout": (partial(vit, proj_drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1), 1),
@@ -140,9 +144,19 @@ def test_the_tokens_that_get_most_attention_stay(num_prefix, num_queries, fuses)
     assert torch.allclose(dropping(3 * tokens), expected, atol=1e-5)
 
 
+class Gated(Attention):
+    def __init__(self, *args, **options):
+        super().__init__(*args, gated=True, **options)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"init_values": 0.5}, {"qk_norm": True}, {"scale_attn_norm": True, "scale_mlp_norm": True}],
+    [
+        {"init_values": 0.5},
+        {"attn_layer": Gated},
+        {"qk_norm": True},
+        {"scale_attn_norm": True, "scale_mlp_norm": True},
+    ],
 )
 @torch.no_grad()
 def test_a_block_that_keeps_all_tokens_is_timms_up_to_their_order(options):
