@@ -313,6 +313,8 @@ class CompressionContext:
     """n training images without augmentation, (n, C, H, W[, D])"""
     calibration_batches: Callable[[int], Sequence[Batch]]
     """n training batches without augmentation, with targets"""
+    validation_batches: Callable[[int], Sequence[Batch]]
+    """n validation batches, with targets: to choose by, never to learn from"""
     build_teacher: Callable[[], nn.Module]
     """the trained teacher that the step names (evaluation mode, no gradients)"""
     report: Callable[[str, str], None]

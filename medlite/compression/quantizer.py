@@ -8,7 +8,7 @@ and rounding on both sides of activations that are no simple clipping (SiLU, Har
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -107,14 +107,21 @@ class Int8Quantizer(Quantizer):
         keep_last_float: layers behind which there is no other weighted layer, in float.
         keep_float: names of layers or of blocks of layers, in float. A name matches wherever it
             is a run of whole components of a layer's path: "fc" is in "head.fc" and "fc.0".
+        keep_layers: whole paths of single layers, in float.
     """
 
     def __init__(
-        self, *, keep_first_float: bool, keep_last_float: bool, keep_float: Sequence[str]
+        self,
+        *,
+        keep_first_float: bool,
+        keep_last_float: bool,
+        keep_float: Sequence[str],
+        keep_layers: Collection[str] = (),
     ) -> None:
         self.keep_first_float = keep_first_float
         self.keep_last_float = keep_last_float
         self.keep_float = tuple(keep_float)
+        self.keep_layers = frozenset(keep_layers)
         self.float_layers: tuple[str, ...] = ()
         self.quantized_layers: tuple[str, ...] = ()
 
@@ -154,6 +161,8 @@ class Int8Quantizer(Quantizer):
         if self.keep_last_float and not meets(node, layers, "behind"):
             return False
         path = layer_name(node)
+        if path in self.keep_layers:
+            return False
         return not any(_matches(name, path) for name in (*SENSITIVE, *self.keep_float))
 
     def _check_names(self, layers: Sequence[Node]) -> None:

@@ -89,13 +89,23 @@ class ImageDataModule(lightning.LightningDataModule):
 
         Fewer where the split has fewer than `n` batches.
         """
-        batch = _batch(self.data.train, n * self.batch_size)
-        parts = (part.split(self.batch_size) for part in batch)
-        return [Batch(*part) for part in zip(*parts, strict=True)]
+        return self._batches(self.data.train, n)
+
+    def validation_batches(self, n: int) -> list[Batch]:
+        """`n` batches of validation samples, with targets, spread evenly over the split.
+
+        Fewer where the split has fewer than `n` batches.
+        """
+        return self._batches(self.data.val, n)
 
     def test_images(self, n: int) -> Tensor:
         """`n` test images, (n, C, H, W[, D]) float32, spread evenly over the split."""
         return _batch(self.data.test, n).image
+
+    def _batches(self, split: ImageSplit, n: int) -> list[Batch]:
+        batch = _batch(split, n * self.batch_size)
+        parts = (part.split(self.batch_size) for part in batch)
+        return [Batch(*part) for part in zip(*parts, strict=True)]
 
     def _current_epoch(self) -> int:
         """The epoch that the trainer is about to run.

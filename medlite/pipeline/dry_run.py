@@ -78,6 +78,7 @@ def _dry_context(
         fit=keep,
         calibration_images=job.data.calibration_images,
         calibration_batches=lambda n: job.data.calibration_batches(min(n, CALIBRATION_BATCHES)),
+        validation_batches=lambda n: job.data.validation_batches(min(n, CALIBRATION_BATCHES)),
         build_teacher=build_teacher,
         report=lambda topic, text: found.append((topic, text)),
         is_dry=True,

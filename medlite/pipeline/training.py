@@ -194,6 +194,7 @@ def _apply(
         fit=run_fit,
         calibration_images=job.data.calibration_images,
         calibration_batches=job.data.calibration_batches,
+        validation_batches=job.data.validation_batches,
         build_teacher=build_teacher,
         report=lambda topic, text: notes.append((topic, text)),
     )

@@ -11,6 +11,7 @@ from medlite.compression.low_rank import LowRank
 from medlite.compression.order import check_order
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
+from medlite.compression.selective_precision import SelectivePrecision
 from medlite.compression.sparsity import Sparsity
 from medlite.compression.token_pruning import TokenPruning
 
@@ -26,6 +27,7 @@ STEPS = {
     "sparsify": Sparsity,
     "qat": QuantizationAwareTraining,
     "ptq": PostTrainingQuantization,
+    "selective_ptq": SelectivePrecision,
 }
 
 

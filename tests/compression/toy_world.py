@@ -123,6 +123,7 @@ def make_context(spec, *, teacher=None, steps=4):
         fit=ToyFit(spec, steps=steps),
         calibration_images=lambda count: make_batch(spec, count, seed=7).image,
         calibration_batches=lambda count: [make_batch(spec, 4, seed=i) for i in range(count)],
+        validation_batches=lambda count: [make_batch(spec, 8, seed=40 + i) for i in range(count)],
         build_teacher=(lambda: teacher) if teacher is not None else no_teacher,
         report=Reports(),
     )

@@ -134,6 +134,14 @@ def test_calibration_batches_carry_targets_and_stop_at_the_end_of_the_split():
             np.testing.assert_array_equal(target, module.data.train.samples[int(position)][1])
 
 
+def test_validation_batches_come_from_the_validation_split():
+    module = data_module()
+    (batch,) = module.validation_batches(1)
+    assert len(batch.image) == 4
+    for image, position in zip(batch.image, batch.position, strict=True):
+        np.testing.assert_array_equal(image, module.data.val.samples[int(position)][0])
+
+
 def test_test_images_come_from_the_test_split():
     module = data_module()
     assert torch.equal(
