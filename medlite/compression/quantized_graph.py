@@ -45,13 +45,19 @@ def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantiz
     Raises:
         ExportError: torch cannot export the net.
     """
-    deployed = deployable(evaluation_copy(net))
-    graph = trace(deployed, input_shape).module(check_guards=False)
-    _remove_dropouts(graph, only_idle=True)
-    prepared = prepare_pt2e(graph, quantizer)
+    prepared = prepare_pt2e(exported(net, input_shape, is_trained_further=True), quantizer)
     replace_batch_norms(prepared)
     # torchao freezes the biases that it folds out of batch normalisation
     return _tidy(prepared).requires_grad_(True)
+
+
+def exported(
+    net: nn.Module, input_shape: tuple[int, ...], *, is_trained_further: bool
+) -> GraphModule:
+    """The graph of a copy of `net`, deployed where it can be; dropouts stay only for training."""
+    graph = trace(deployable(evaluation_copy(net)), input_shape).module(check_guards=False)
+    _remove_dropouts(graph, only_idle=is_trained_further)
+    return graph
 
 
 @torch.no_grad()
@@ -108,7 +114,15 @@ def convert(prepared: nn.Module, input_shape: tuple[int, ...]) -> GraphModule:
     _remove_dropouts(graph, only_idle=False)
     set_mode(graph, "apply")
     graph(torch.zeros(2, *input_shape))  # the scales follow the last optimiser step
-    converted = convert_pt2e(graph)
+    return finished(convert_pt2e(graph), input_shape)
+
+
+def finished(converted: GraphModule, input_shape: tuple[int, ...]) -> GraphModule:
+    """A graph of integers as the runtimes want it, for every batch size.
+
+    Raises:
+        ExportError: the graph cannot take another batch size than the one it was exported with.
+    """
     _remove_weight_zero_points(converted)
     converted = _tidy(converted).eval()
     _check_batch_sizes(converted, input_shape)

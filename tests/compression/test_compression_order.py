@@ -8,6 +8,7 @@ from medlite.compression.distillation import Distillation
 from medlite.compression.fine_tuning import FineTuning
 from medlite.compression.fusion import Fuse
 from medlite.compression.low_rank import LowRank
+from medlite.compression.nncf_quantization import NncfQuantization
 from medlite.compression.order import check_order
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
@@ -28,6 +29,7 @@ STEPS = {
     "qat": QuantizationAwareTraining,
     "ptq": PostTrainingQuantization,
     "selective_ptq": SelectivePrecision,
+    "nncf_ptq": NncfQuantization,
 }
 
 
