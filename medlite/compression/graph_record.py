@@ -43,7 +43,8 @@ def rebuild_graph(record: Record) -> GraphModule:
     root = nn.Module()
     for name, tensor in record["tensors"].items():
         _set_tensor(root, name, tensor)
-    graph, made = Graph(), {}
+    graph = Graph()
+    made: dict[str, Node] = {}
     for node in record["nodes"]:
         made[node["name"]] = graph.create_node(
             node["op"],
