@@ -303,6 +303,17 @@ class Fit(Protocol):
         ...
 
 
+class LatencyMeter(Protocol):
+    """Exports a net, and times it in a fresh process on one runtime."""
+
+    where: str
+    """the runtime and the hardware, in words"""
+
+    def __call__(self, net: nn.Module) -> float:
+        """The median time of one image in milliseconds; the same again for equal shapes."""
+        ...
+
+
 @dataclass(kw_only=True)
 class CompressionContext:
     """What a compression step may use; made by the pipeline."""
@@ -319,6 +330,8 @@ class CompressionContext:
     """the trained teacher that the step names (evaluation mode, no gradients)"""
     report: Callable[[str, str], None]
     """(topic, text) for the card, e.g. ("kept in float", "stem, head, 6 selective scans")"""
+    latency_ms: LatencyMeter | None = None
+    """None where nothing may be measured"""
     is_dry: bool = False
     """nothing is trained, on fresh weights: only the structure and the reports count"""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import torch_pruning
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch_pruning.dependency import Dependency, Group, Node
 
 from medlite.compression.channel_groups import ChannelGroup, Member
@@ -16,10 +18,28 @@ from medlite.types import Batch, DataSpec
 IMPORTANCES = {
     "taylor": torch_pruning.importance.GroupTaylorImportance,
     "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+    "bn_scale": partial(torch_pruning.importance.GroupMagnitudeImportance, p=1),
+    "hessian": torch_pruning.importance.GroupHessianImportance,
+    "random": lambda normalizer: torch_pruning.importance.RandomImportance(),
 }
 """Criteria by name. "taylor": what the loss would change if a weight became zero, to first order
 (Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771), from
-gradients; "magnitude": the square of a weight."""
+gradients; "magnitude": the square of a weight, which summed over all weights of a unit is the
+group norm of DepGraph (arXiv:2301.12900, section 3.3); "bn_scale": the size of the scales of
+batch normalisation, nothing else (Liu et al., "Learning Efficient Convolutional Networks through
+Network Slimming", arXiv:1708.06519), without their sparse training; "hessian": the change of the
+loss to second order (LeCun et al., "Optimal Brain Damage", NIPS 1989), where the diagonal of the
+Hessian is the diagonal empirical Fisher, the mean square of the gradients of single images;
+"random": a control."""
+
+
+def scored_weights(net: nn.Module, importance: str) -> dict[str, Tensor]:
+    """The parameters by name that a criterion looks at; biases are left out."""
+    weights = {n: p for n, p in net.named_parameters() if not n.endswith("bias")}
+    if importance != "bn_scale":
+        return weights
+    norms = [n for n, module in net.named_modules() if isinstance(module, _BatchNorm)]
+    return {f"{n}.weight": weights[f"{n}.weight"] for n in norms if f"{n}.weight" in weights}
 
 
 def score_units(group: ChannelGroup, weights: Mapping[str, Tensor], importance: str) -> Tensor:
@@ -27,7 +47,7 @@ def score_units(group: ChannelGroup, weights: Mapping[str, Tensor], importance: 
 
     Args:
         group: U interchangeable units.
-        weights: the net's parameters by name, with gradients for "taylor".
+        weights: the net's `scored_weights`, with what `accumulate_evidence` gave them.
         importance: one of `IMPORTANCES`. Biases are left out.
     """
     scored = [m for m in group.members if m.name in weights and not m.name.endswith("bias")]
@@ -37,14 +57,48 @@ def score_units(group: ChannelGroup, weights: Mapping[str, Tensor], importance: 
     return criterion(_as_linear_layers(group, scored, weights))
 
 
+def accumulate_evidence(
+    net: nn.Module, batches: Iterable[Batch], spec: DataSpec, importance: str
+) -> None:
+    """Give every parameter, as `grad`, what "taylor" or "hessian" need of training data."""
+    if importance == "taylor":
+        accumulate_gradients(net, batches, spec)
+    elif importance == "hessian":
+        accumulate_fisher(net, batches, spec)
+
+
 def accumulate_gradients(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) -> None:
     """Add the gradient of the loss over all batches to every parameter's `grad`."""
     for batch in batches:
-        net.train().eval()  # drops what attention layers cached of the last batch's graph
-        _task_loss(net(batch.image), batch.target, spec).backward()
+        _backward(net, batch, spec)
     for parameter in net.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+
+
+def accumulate_fisher(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) -> None:
+    """Make every parameter's `grad` the mean over all images of its squared gradient.
+
+    That is the diagonal of the empirical Fisher information (the targets are those of the data,
+    not drawn from the net), by one backward pass an image.
+    """
+    parameters = list(net.parameters())
+    totals, num_images = [torch.zeros_like(parameter) for parameter in parameters], 0
+    for batch in batches:
+        for image in zip(*(part.split(1) for part in batch), strict=True):
+            net.zero_grad()
+            _backward(net, Batch(*image), spec)
+            num_images += 1
+            for total, parameter in zip(totals, parameters, strict=True):
+                if parameter.grad is not None:
+                    total += parameter.grad.square()
+    for total, parameter in zip(totals, parameters, strict=True):
+        parameter.grad = total / max(1, num_images)
+
+
+def _backward(net: nn.Module, batch: Batch, spec: DataSpec) -> None:
+    net.train().eval()  # drops what attention layers cached of the last batch's graph
+    _task_loss(net(batch.image), batch.target, spec).backward()
 
 
 def _as_linear_layers(

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from medlite.compression.channel_groups import ChannelGroup, find_groups
-from medlite.compression.channel_importance import IMPORTANCES, accumulate_gradients, score_units
-from medlite.compression.channel_removal import remove_units
-from medlite.compression.channel_trace import label_channels
+from medlite.compression.channel_importance import IMPORTANCES
 from medlite.compression.checks import check_options, training_rules
 from medlite.compression.copies import evaluation_copy
 from medlite.compression.order import Stage
+from medlite.compression.pruning_choice import SCOPES, Choice
+from medlite.compression.pruning_round import Pruner
+from medlite.compression.pruning_target import MOST_TIMED, TARGETS, describe_size, goal_of
 from medlite.compression.structure import record_structure, restore_structure
 from medlite.errors import MedliteError
 from medlite.types import CompressionContext, DataSpec
@@ -26,24 +23,43 @@ from medlite.types import CompressionContext, DataSpec
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredPruning:
-    """Removes the least important channels of every group of coupled layers, and trains on.
+    """Removes the least important channels of groups of coupled layers, and trains on.
 
     Groups are found as in DepGraph (Fang et al., arXiv:2301.12900; see
     `medlite.compression.channel_groups`), in state-space models both the inner channels and those
     between the blocks. States, heads, and the channels of images and logits stay, and so do
     channels that an unknown operator reads, that scale the scores of attention, or whose number
-    a layer does not read from its weights. One shot, the same ratio in every group. What is left
-    is computed as before, but statistics over channels (layer and group normalisation, spatial
-    attention) are those of the channels that are left.
+    a layer does not read from its weights. What is left is computed as before, but statistics
+    over channels (layer and group normalisation, spatial attention) are those of the channels
+    that are left.
 
     Args:
-        ratio: share of the channels that goes, in (0, 1).
-        epochs: further epochs afterwards, on all training data.
-        learning_rate: peak learning rate; about a third of the first training's.
+        ratio: share of what `target` names that goes, in (0, 1).
+        epochs: further epochs on all training data, all iterations together.
+        learning_rate: peak learning rate of each iteration; about a third of the first training's.
+        target: "ratio" (channels), "macs" (multiply-adds), "params" (parameters) or "latency"
+            (the time of one image, measured on the first runtime of the run). All but the first
+            are searched by bisection for the largest net within them. Latency is noisy, and small
+            nets have much that no pruning shortens: where even the smallest net is too slow, it
+            is taken, and the card says so.
+        scope: "local" (every group loses the same share) or "global" (the units of all groups
+            are ranked by their importance relative to the mean of their group).
+        max_ratio: share of its channels that a group loses at most, in (0, 1), where groups lose
+            unequal shares or the share is searched.
+        iterations: prune and train in so many turns, each of which removes the same share of
+            what the one before it left; importances are found anew in each.
         importance: "taylor" (Molchanov et al., arXiv:1906.10771: the change of the loss to first
-            order, from training batches) or "magnitude" (L2 norm of the weights, no data).
+            order, from training batches), "magnitude" (L2 norm of the weights of all layers of
+            the group, as in DepGraph, no data), "bn_scale" (the scales of batch normalisation,
+            Liu et al., "Network Slimming", arXiv:1708.06519, without its sparse training; groups
+            without batch normalisation stay), "hessian" (Optimal Brain Damage, LeCun et al.,
+            1989, with the diagonal of the empirical Fisher for the Hessian) or "random" (a
+            control).
         round_to: numbers of channels stay multiples of this, which kernels are fast for.
-        importance_batches: training batches behind "taylor".
+        importance_batches: training batches behind "taylor" and "hessian".
+        protect: names of layers, or of blocks of layers, that keep their output channels. A name
+            matches wherever it is a run of whole components of a layer's path. The heads of
+            attention are whole and logits complete without it.
     """
 
     stage: ClassVar[Stage] = "structure"
@@ -51,30 +67,48 @@ class StructuredPruning:
     epochs: int
     learning_rate: float
     ratio: float = 0.5
+    target: str = "ratio"
+    scope: str = "local"
+    max_ratio: float = 0.9
+    iterations: int = 1
     importance: str = "taylor"
     round_to: int = 8
     importance_batches: int = 8
+    protect: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        named = {
+            "target": (self.target, TARGETS),
+            "scope": (self.scope, SCOPES),
+            "importance": (self.importance, IMPORTANCES),
+        }
+        counts = {"round_to": self.round_to, "importance_batches": self.importance_batches}
         check_options(
             [
                 *training_rules(self.epochs, self.learning_rate),
                 ("ratio", self.ratio, 0 < self.ratio < 1, "in (0, 1)"),
-                (
-                    "importance",
-                    self.importance,
-                    self.importance in IMPORTANCES,
-                    f"one of {', '.join(IMPORTANCES)}",
+                ("max_ratio", self.max_ratio, 0 < self.max_ratio < 1, "in (0, 1)"),
+                *(
+                    (k, v, v in names, f"one of {', '.join(names)}")
+                    for k, (v, names) in named.items()
                 ),
-                ("round_to", self.round_to, self.round_to >= 1, "a whole number from 1 up"),
+                *(
+                    (key, count, count >= 1, "a whole number from 1 up")
+                    for key, count in counts.items()
+                ),
                 (
-                    "importance_batches",
-                    self.importance_batches,
-                    self.importance_batches >= 1,
-                    "a whole number from 1 up",
+                    "iterations",
+                    self.iterations,
+                    1 <= self.iterations <= max(1, self.epochs),
+                    f"from 1 to the {self.epochs} epochs, of which each needs one",
                 ),
             ]
         )
+
+    @property
+    def num_latencies(self) -> int:
+        """Nets that are timed at most."""
+        return (1 + MOST_TIMED * self.iterations) if self.target == "latency" else 0
 
     def apply(
         self, net: nn.Module, context: CompressionContext
@@ -82,25 +116,37 @@ class StructuredPruning:
         """Return the smaller, trained net and its structure; `net` stays as it is.
 
         Raises:
-            MedliteError: not one channel could be removed.
+            MedliteError: not one channel could be removed, the target is out of reach, or
+                `protect` names no layer.
         """
-        images = torch.zeros(2, *context.spec.input_shape)
-        whole = evaluation_copy(net)
-        whole.requires_grad_(True).zero_grad()
-        if self.importance == "taylor":
-            batches = context.calibration_batches(self.importance_batches)
-            accumulate_gradients(whole, batches, context.spec)
-        pruned, done = self._prune(whole, images)
-        before, after = (_describe_size(some, images[:1]) for some in (whole, pruned))
-        context.report(
-            "pruning",
-            f"ratio {self.ratio} by {self.importance} in {done}: from {before} to {after}",
+        image = torch.zeros(1, *context.spec.input_shape)
+        current = evaluation_copy(net)
+        pruner = Pruner(
+            context=context,
+            choice=Choice(scope=self.scope, round_to=self.round_to, max_ratio=self.max_ratio),
+            goal=goal_of(self.target, current, context),
+            importance=self.importance,
+            importance_batches=self.importance_batches,
+            protect=self.protect,
+            seed=torch.initial_seed(),
         )
-        structure = record_structure(net, pruned)
-        trained = context.fit(
-            pruned, name="prune", epochs=self.epochs, learning_rate=self.learning_rate
-        )
-        return trained, structure
+        steps = []
+        for index, epochs in enumerate(_shared(self.epochs, self.iterations)):
+            # Powers, so that every turn takes the same share of what is left.
+            left = (1 - self.ratio) ** ((index + 1) / self.iterations)
+            current = pruner.prune(current, left)
+            is_last = index + 1 == self.iterations
+            if is_last and not pruner.pruned:
+                raise MedliteError(self._say_nothing_went(net, len(pruner.first_sizes)))
+            steps.append(describe_size(current, image))
+            current = context.fit(
+                current,
+                name="prune" if self.iterations == 1 else f"prune_{index + 1}",
+                epochs=epochs,
+                learning_rate=self.learning_rate,
+            )
+        self._report(context, pruner, [describe_size(evaluation_copy(net), image), *steps])
+        return current, record_structure(net, current)
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
         """Give a copy of `net` the pruned sizes; its weights are still to be loaded."""
@@ -108,36 +154,28 @@ class StructuredPruning:
         restore_structure(pruned, state)
         return pruned
 
-    def _prune(self, net: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
-        """A pruned copy, and what was done in words."""
-        classes, weights = label_channels(net, images), dict(net.named_parameters())
-        plans = [(group, self._units_to_remove(group, weights)) for group in find_groups(classes)]
-        chosen = [(group, units) for group, units in plans if units]
-        pruned, done = remove_units(net, images, classes, chosen)
-        if not done:
-            message = (
-                f"nothing could be pruned in {type(net).__name__} at ratio {self.ratio}: none of "
-                f"its {len(plans)} groups of channels can lose channels in multiples of "
-                f"{self.round_to}; lower round_to or raise ratio"
-            )
-            raise MedliteError(message)
-        return pruned, f"{len(done)} of {len(plans)} groups of channels"
+    def _report(self, context: CompressionContext, pruner: Pruner, sizes: Sequence[str]) -> None:
+        what = f" of the {pruner.goal.what}" if pruner.goal else ""
+        scope = "" if self.scope == "local" else ", all groups ranked together,"
+        context.report(
+            "pruning",
+            f"ratio {self.ratio}{what} by {self.importance}{scope} in {len(pruner.pruned)} "
+            f"of {len(pruner.first_sizes)} groups of channels: from {sizes[0]} to {sizes[-1]}",
+        )
+        if self.iterations > 1:
+            turns = "; ".join(f"{i}: {size}" for i, size in enumerate(sizes[1:], start=1))
+            context.report("pruning in turns", turns)
+        for topic, text in pruner.notes.items():
+            context.report(topic, text)
 
-    def _units_to_remove(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[int]:
-        step = math.lcm(self.round_to, group.unit_size) // group.unit_size
-        wanted = group.num_units * (1 - self.ratio)
-        num_kept = max(1, math.ceil(wanted / step)) * step
-        if num_kept >= group.num_units:
-            return []
-        scores = score_units(group, weights, self.importance)
-        return scores.topk(group.num_units - num_kept, largest=False).indices.tolist()
+    def _say_nothing_went(self, net: nn.Module, num_groups: int) -> str:
+        return (
+            f"nothing could be pruned in {type(net).__name__} at ratio {self.ratio}: none of "
+            f"its {num_groups} groups of channels can lose channels in multiples of "
+            f"{self.round_to}; lower round_to or raise ratio"
+        )
 
 
-@torch.no_grad()
-def _describe_size(net: nn.Module, image: Tensor) -> str:
-    num_parameters = sum(parameter.numel() for parameter in net.parameters())
-    # fused attention has no formula on the CPU
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(image)
-    macs = counter.get_total_flops() / 2
-    return f"{num_parameters:,} parameters and {macs / 1e6:,.1f} million multiply-adds an image"
+def _shared(epochs: int, num_parts: int) -> list[int]:
+    """Nearly equal parts; the last ones, which end it, are the longer ones."""
+    return [epochs * (i + 1) // num_parts - epochs * i // num_parts for i in range(num_parts)]

@@ -22,7 +22,8 @@ from torchao.quantization.pt2e.quantizer import (
 
 from medlite.compression.fake_quantize import PerChannelFakeQuantize, PerTensorFakeQuantize
 from medlite.compression.graph_search import meets
-from medlite.errors import MedliteError, did_you_mean
+from medlite.compression.layer_names import check_names, matches
+from medlite.errors import MedliteError
 
 aten = torch.ops.aten
 
@@ -132,7 +133,7 @@ class Int8Quantizer(Quantizer):
             MedliteError: a name of `keep_float` matches no layer, or no layer is left.
         """
         layers = [node for node in model.graph.nodes if node.target in WEIGHTED]
-        self._check_names(layers)
+        check_names("keep_float", self.keep_float, _names(layers))
         chosen = [node for node in layers if self._is_quantized(node, layers)]
         if not chosen:
             message = (
@@ -163,14 +164,7 @@ class Int8Quantizer(Quantizer):
         path = layer_name(node)
         if path in self.keep_layers:
             return False
-        return not any(_matches(name, path) for name in (*SENSITIVE, *self.keep_float))
-
-    def _check_names(self, layers: Sequence[Node]) -> None:
-        paths = _names(layers)
-        for name in self.keep_float:
-            if not any(_matches(name, path) for path in paths):
-                message = f"keep_float: no layer is called '{name}', {did_you_mean(name, paths)}"
-                raise MedliteError(message)
+        return not any(matches(name, path) for name in (*SENSITIVE, *self.keep_float))
 
 
 def layer_name(node: Node) -> str:
@@ -184,10 +178,6 @@ def layer_name(node: Node) -> str:
 
 def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer_name(node) for node in nodes))
-
-
-def _matches(name: str, path: str) -> bool:
-    return f".{name}." in f".{path}."
 
 
 def _annotate_layer(node: Node) -> None:

@@ -1,0 +1,165 @@
+"""How small a pruned net is to be, and the search for what gets it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from medlite.types import CompressionContext
+
+TARGETS = ("ratio", "macs", "params", "latency")
+"""what `ratio` is a share of: channels, multiply-adds, parameters, or time on the runtime"""
+
+MOST_HALVINGS = 20
+"""of the interval in which the share of channels is searched: a millionth of them"""
+
+MOST_TIMED = 8
+"""nets that a search times; each is exported for it"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A share of channels, the share of the target that it leaves, and nets that were tried."""
+
+    share_left: float
+    reached: float
+    num_tries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A measure of nets, and what it is of the whole one.
+
+    what: in words. show: a value in words. is_exact: False where one net may measure differently
+    each time. most_tries: nets that a search may measure, None for any number.
+    """
+
+    target: str
+    measure: Callable[[nn.Module], float]
+    whole: float
+    what: str
+    show: Callable[[float], str]
+    is_exact: bool = True
+    most_tries: int | None = None
+
+    def share(self, net: nn.Module) -> float:
+        """What a net has of what the whole one has."""
+        return self.measure(net) / self.whole
+
+    def describe(self, found: Found, left: float) -> str:
+        """What was asked for and what was reached, for the card."""
+        missed = "" if found.reached <= left else "not reached: "
+        return (
+            f"{missed}at most {left:.1%} of {self.show(self.whole)} was asked for, "
+            f"{found.reached:.1%} is left ({self.show(found.reached * self.whole)}), after "
+            f"{found.num_tries} tries"
+        )
+
+
+def goal_of(target: str, net: nn.Module, context: CompressionContext) -> Goal | None:
+    """The goal of a target for a net; None for "ratio", which needs no measure.
+
+    A plan on fresh weights times nothing and takes multiply-adds in the place of latency.
+    """
+    image = torch.zeros(1, *context.spec.input_shape)
+    if target == "ratio":
+        return None
+    if target == "params":
+        return Goal(
+            target=target,
+            measure=count_parameters,
+            whole=count_parameters(net),
+            what="parameters",
+            show="{:,.0f} parameters".format,
+        )
+    if target == "macs" or context.latency_ms is None:
+        stand_in = " (in the place of latency)" if target == "latency" else ""
+        return Goal(
+            target=target,
+            measure=lambda some: count_macs(some, image),
+            whole=count_macs(net, image),
+            what="multiply-adds",
+            show=lambda macs: f"{macs / 1e6:,.1f} million multiply-adds{stand_in}",
+            is_exact=target == "macs",
+        )
+    meter = context.latency_ms
+    return Goal(
+        target=target,
+        measure=meter,
+        whole=meter(net),
+        what="latency",
+        show=lambda ms: f"{ms:.3g} ms on {meter.where}",
+        is_exact=False,
+        most_tries=MOST_TIMED,
+    )
+
+
+def search(
+    reached: Callable[[float], tuple[Hashable, Callable[[], float]]],
+    wanted: float,
+    *,
+    least: float,
+    most_tries: int | None = None,
+) -> Found:
+    """The largest share of channels that leaves at most `wanted` of the target, by bisection.
+
+    Args:
+        reached: share of channels -> (what the net would look like, what gives the share of the
+            target that is left). Nets that look alike are tried once.
+        wanted: share of the target that may be left.
+        least: share of channels that is left at least; taken where even that leaves too much.
+        most_tries: ends the search after so many nets.
+    """
+    tried: dict[Hashable, float] = {}
+
+    def left_at(share: float) -> float:
+        look, measure = reached(share)
+        if look not in tried:
+            tried[look] = measure()
+        return tried[look]
+
+    low, high, best = least, 1.0, left_at(least)
+    if best > wanted:
+        return Found(least, best, len(tried))
+    for _ in range(MOST_HALVINGS):
+        if most_tries is not None and len(tried) >= most_tries:
+            break
+        middle = (low + high) / 2
+        left = left_at(middle)
+        if left <= wanted:
+            low, best = middle, left
+        else:
+            high = middle
+    return Found(low, best, len(tried))
+
+
+def count_parameters(net: nn.Module) -> int:
+    """All of them; a shared one counts once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@torch.no_grad()
+def count_macs(net: nn.Module, image: torch.Tensor) -> float:
+    """Multiply-adds of convolutions, matrix products and attention for one image.
+
+    Args:
+        net: in evaluation mode.
+        image: (1, C, H, W[, D]).
+    """
+    # fused attention has no formula on the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(image)
+    return counter.get_total_flops() / 2
+
+
+def describe_size(net: nn.Module, image: torch.Tensor) -> str:
+    """Parameters and multiply-adds in words."""
+    macs = count_macs(net, image)
+    return (
+        f"{count_parameters(net):,} parameters and {macs / 1e6:,.1f} million multiply-adds an image"
+    )
