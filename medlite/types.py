@@ -306,8 +306,10 @@ class Fit(Protocol):
 class LatencyMeter(Protocol):
     """Exports a net, and times it in a fresh process on one runtime."""
 
-    where: str
-    """the runtime and the hardware, in words"""
+    @property
+    def where(self) -> str:
+        """The runtime and the hardware, in words."""
+        ...
 
     def __call__(self, net: nn.Module) -> float:
         """The median time of one image in milliseconds; the same again for equal shapes."""
@@ -331,7 +333,7 @@ class CompressionContext:
     report: Callable[[str, str], None]
     """(topic, text) for the card, e.g. ("kept in float", "stem, head, 6 selective scans")"""
     latency_ms: LatencyMeter | None = None
-    """None where nothing may be measured"""
+    """for a step whose `num_latencies` is above 0; None where nothing may be measured"""
     is_dry: bool = False
     """nothing is trained, on fresh weights: only the structure and the reports count"""
 

@@ -35,7 +35,7 @@ Hessian is the diagonal empirical Fisher, the mean square of the gradients of si
 
 def scored_weights(net: nn.Module, importance: str) -> dict[str, Tensor]:
     """The parameters by name that a criterion looks at; biases are left out."""
-    weights = {n: p for n, p in net.named_parameters() if not n.endswith("bias")}
+    weights: dict[str, Tensor] = {n: p for n, p in net.named_parameters() if not n.endswith("bias")}
     if importance != "bn_scale":
         return weights
     norms = [n for n, module in net.named_modules() if isinstance(module, _BatchNorm)]
@@ -82,8 +82,8 @@ def accumulate_fisher(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) 
     That is the diagonal of the empirical Fisher information (the targets are those of the data,
     not drawn from the net), by one backward pass an image.
     """
-    parameters = list(net.parameters())
-    totals, num_images = [torch.zeros_like(parameter) for parameter in parameters], 0
+    parameters, num_images = list(net.parameters()), 0
+    totals = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in batches:
         for image in zip(*(part.split(1) for part in batch), strict=True):
             net.zero_grad()
@@ -91,7 +91,7 @@ def accumulate_fisher(net: nn.Module, batches: Iterable[Batch], spec: DataSpec) 
             num_images += 1
             for total, parameter in zip(totals, parameters, strict=True):
                 if parameter.grad is not None:
-                    total += parameter.grad.square()
+                    total.add_(parameter.grad.square())
     for total, parameter in zip(totals, parameters, strict=True):
         parameter.grad = total / max(1, num_images)
 

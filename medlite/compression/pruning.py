@@ -130,22 +130,20 @@ class StructuredPruning:
             protect=self.protect,
             seed=torch.initial_seed(),
         )
-        steps = []
+        sizes = [describe_size(current, image)]
         for index, epochs in enumerate(_shared(self.epochs, self.iterations)):
             # Powers, so that every turn takes the same share of what is left.
             left = (1 - self.ratio) ** ((index + 1) / self.iterations)
-            current = pruner.prune(current, left)
+            name = "prune" if self.iterations == 1 else f"prune_{index + 1}"
+            current = pruner.prune(current, left, turn=name)
             is_last = index + 1 == self.iterations
             if is_last and not pruner.pruned:
                 raise MedliteError(self._say_nothing_went(net, len(pruner.first_sizes)))
-            steps.append(describe_size(current, image))
+            sizes.append(describe_size(current, image))
             current = context.fit(
-                current,
-                name="prune" if self.iterations == 1 else f"prune_{index + 1}",
-                epochs=epochs,
-                learning_rate=self.learning_rate,
+                current, name=name, epochs=epochs, learning_rate=self.learning_rate
             )
-        self._report(context, pruner, [describe_size(evaluation_copy(net), image), *steps])
+        self._report(context, pruner, sizes)
         return current, record_structure(net, current)
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
@@ -163,7 +161,7 @@ class StructuredPruning:
             f"of {len(pruner.first_sizes)} groups of channels: from {sizes[0]} to {sizes[-1]}",
         )
         if self.iterations > 1:
-            turns = "; ".join(f"{i}: {size}" for i, size in enumerate(sizes[1:], start=1))
+            turns = "; ".join(f"prune_{i}: {size}" for i, size in enumerate(sizes[1:], start=1))
             context.report("pruning in turns", turns)
         for topic, text in pruner.notes.items():
             context.report(topic, text)

@@ -19,6 +19,9 @@ from medlite.compression.layer_names import check_names, matches
 
 SCOPES = ("local", "global")
 
+_ROUNDING = 1e-6
+"""of a number of channels"""
+
 GroupKey = tuple[tuple[str, int, int], ...]
 
 
@@ -71,15 +74,16 @@ class Choice:
             for size, num, candidate in zip(sizes, num_kept, candidates, strict=True)
         )
         blocks = [block for i, each in enumerate(candidates) for block in self._blocks(i, each)]
-        for _, place, num_after in sorted(blocks):
+        for _, place, num_gone in sorted(blocks):
+            num_after = len(candidates[place].scores) - num_gone
             to_go -= sizes[place] * (num_kept[place] - num_after)
-            if to_go < 0:
+            if to_go < -_ROUNDING:
                 break
             num_kept[place] = num_after
         return num_kept
 
     def _blocks(self, place: int, candidate: Candidate) -> Iterator[tuple[float, int, int]]:
-        """(mean relative score, place, units that are left) of what can go, the lowest first.
+        """(mean relative score, place, units that are gone after it), in the order of going.
 
         The scores of a group are relative to their mean, as in torch-pruning: those of layers
         of different widths and gains cannot be compared otherwise.
@@ -87,10 +91,11 @@ class Choice:
         scores = candidate.scores.double().sort().values
         scores = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
         step, least = self._step(candidate.group), self._num_kept(candidate, 1 - self.max_ratio)
-        num = len(scores)
+        num, height = len(scores), 0.0
         while (num_after := (math.ceil(num / step) - 1) * step) >= least:
             block = scores[len(scores) - num : len(scores) - num_after]
-            yield float(block.mean()), place, num_after
+            height = max(height, float(block.mean()))  # rounded, equal means may seem to fall
+            yield height, place, len(scores) - num_after
             num = num_after
 
 
@@ -105,7 +110,11 @@ def protected_places(net: nn.Module, names: Sequence[str]) -> set[Place]:
     Raises:
         MedliteError: a name matches no layer; with the closest one that there is.
     """
-    modules = {name: module for name, module in net.named_modules() if name}
+    modules = {
+        name: module
+        for name, module in net.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
     check_names("protect", names, list(modules))
     return {
         (f"{path}.{leaf}", _output_axis(module))

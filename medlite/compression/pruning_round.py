@@ -47,12 +47,13 @@ class Pruner:
     notes: dict[str, str] = field(default_factory=dict)
     num_turns: int = 0
 
-    def prune(self, net: nn.Module, left: float) -> nn.Module:
+    def prune(self, net: nn.Module, left: float, *, turn: str) -> nn.Module:
         """A copy of which at most this share of what the first net had is left.
 
         Args:
             net: the first net, or what the turn before left of it; stays as it is.
             left: share, in (0, 1).
+            turn: its name, for the card.
 
         Raises:
             MedliteError: out of reach, or `protect` names no layer.
@@ -66,7 +67,7 @@ class Pruner:
         if self.goal is None:
             pruned, done = surgery.remove(self.choice.plans(candidates, left))
         else:
-            pruned, done = self._reach(self.goal, surgery, candidates, left)
+            pruned, done = self._reach(self.goal, surgery, candidates, left, turn)
         self.pruned |= {group_key(group) for group, _ in done}
         self.num_turns += 1
         return pruned
@@ -109,7 +110,7 @@ class Pruner:
         return batches
 
     def _reach(
-        self, goal: Goal, surgery: _Surgery, candidates: list[Candidate], left: float
+        self, goal: Goal, surgery: _Surgery, candidates: list[Candidate], left: float, turn: str
     ) -> tuple[nn.Module, list[Plan]]:
         """The largest net that the goal allows; groups that do not go along are left out."""
         while True:
@@ -127,7 +128,7 @@ class Pruner:
             candidates = [c for c in candidates if group_key(c.group) not in unsound]
         if found.reached > left and goal.is_exact:
             raise MedliteError(self._say_out_of_reach(goal, found, left))
-        self.notes[f"pruning target, turn {self.num_turns + 1}"] = goal.describe(found, left)
+        self.notes[f"target of {turn}"] = goal.describe(found, left)
         return pruned, done
 
     def _trial(

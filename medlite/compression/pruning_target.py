@@ -35,8 +35,9 @@ class Found:
 class Goal:
     """A measure of nets, and what it is of the whole one.
 
-    what: in words. show: a value in words. is_exact: False where one net may measure differently
-    each time. most_tries: nets that a search may measure, None for any number.
+    what: in words. where: likewise, what it is measured on. show: a value in words. is_exact:
+    False where only the trained net's true measure tells whether the goal is out of reach.
+    most_tries: nets that a search may measure, None for any number.
     """
 
     target: str
@@ -44,6 +45,7 @@ class Goal:
     whole: float
     what: str
     show: Callable[[float], str]
+    where: str = ""
     is_exact: bool = True
     most_tries: int | None = None
 
@@ -56,8 +58,8 @@ class Goal:
         missed = "" if found.reached <= left else "not reached: "
         return (
             f"{missed}at most {left:.1%} of {self.show(self.whole)} was asked for, "
-            f"{found.reached:.1%} is left ({self.show(found.reached * self.whole)}), after "
-            f"{found.num_tries} tries"
+            f"{found.reached:.1%} is left ({self.show(found.reached * self.whole)}){self.where}, "
+            f"after {found.num_tries} tries"
         )
 
 
@@ -78,13 +80,13 @@ def goal_of(target: str, net: nn.Module, context: CompressionContext) -> Goal | 
             show="{:,.0f} parameters".format,
         )
     if target == "macs" or context.latency_ms is None:
-        stand_in = " (in the place of latency)" if target == "latency" else ""
         return Goal(
             target=target,
             measure=lambda some: count_macs(some, image),
             whole=count_macs(net, image),
             what="multiply-adds",
-            show=lambda macs: f"{macs / 1e6:,.1f} million multiply-adds{stand_in}",
+            show=lambda macs: f"{macs / 1e6:,.1f} million multiply-adds",
+            where="" if target == "macs" else ", in the place of latency, which no plan measures",
             is_exact=target == "macs",
         )
     meter = context.latency_ms
@@ -93,7 +95,8 @@ def goal_of(target: str, net: nn.Module, context: CompressionContext) -> Goal | 
         measure=meter,
         whole=meter(net),
         what="latency",
-        show=lambda ms: f"{ms:.3g} ms on {meter.where}",
+        show="{:.3g} ms".format,
+        where=f" on {meter.where}",
         is_exact=False,
         most_tries=MOST_TIMED,
     )

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from medlite.config import STAGES, model_config
 from medlite.pipeline.job import Job
-from medlite.pipeline.training import baseline_entry, control_steps, teacher_name
+from medlite.pipeline.training import baseline_entry, control_steps, num_latencies, teacher_name
 from medlite.tasks.fit import plan_once
 from medlite.tasks.plan import FitPlan, plan_fit
 from medlite.tasks.supervised import SupervisedTask
@@ -97,7 +97,8 @@ def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) ->
         seconds=(slowdown * baseline.seconds_per_step, slowdown * baseline.seconds_per_val_batch),
         budget_minutes=job.config.train.budget_minutes,
     )
-    seconds = plan.estimated_seconds + _CONVERSION_SECONDS
+    timed_seconds = num_latencies(step) * (_CONVERSION_SECONDS + 2 * _PROCESS_SECONDS)
+    seconds = plan.estimated_seconds + _CONVERSION_SECONDS + timed_seconds
     return [*planned, PlannedStage(stage=name, what=_epochs(plan), seconds=seconds)]
 
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,17 @@ from torch import nn
 from medlite.compression.fine_tuning import FineTuning
 from medlite.config import model_config
 from medlite.pipeline.job import Job
+from medlite.pipeline.step_latency import StepLatency
 from medlite.store import Entry
 from medlite.tasks.fit import FitResult, fit, shortened
 from medlite.tasks.plan import FitPlan
-from medlite.types import CompressionContext, CompressionStep, FitHooks, TrainingStep
+from medlite.types import (
+    CompressionContext,
+    CompressionStep,
+    FitHooks,
+    TrainingStep,
+    TrainSettings,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +136,8 @@ def _compressed(
     teacher = _teacher(job, step)
     if teacher is not None:
         made["teacher"] = teacher.key
+    if num_latencies(step):
+        made["timed_on"] = [_first(job.config.runtime), asdict(job.config.hardware)]
     entry = job.store.entry(f"{parent.key.rpartition('-')[0]}+{name}", made)
     with entry.lock():
         if entry.is_done:
@@ -170,7 +179,11 @@ def _apply(
         learning_rate: float,
         hooks: FitHooks | None = None,
     ) -> nn.Module:
-        settings = shortened(job.config.train, epochs=epochs, learning_rate=learning_rate)
+        settings = shortened(
+            _share_of_budget(job.config.train, step, epochs),
+            epochs=epochs,
+            learning_rate=learning_rate,
+        )
         result: FitResult = fit(
             net,
             spec=job.spec,
@@ -197,6 +210,7 @@ def _apply(
         validation_batches=job.data.validation_batches,
         build_teacher=build_teacher,
         report=lambda topic, text: notes.append((topic, text)),
+        latency_ms=_latency_meter(job, parent, entry) if num_latencies(step) else None,
     )
     torch.manual_seed(job.config.seed)
     _log.info("%s: compressing", name)
@@ -205,6 +219,11 @@ def _apply(
     record = {"history": history, "seconds": seconds, "notes": notes}
     entry.save(net.state_dict(), state, record)
     return net
+
+
+def num_latencies(step: CompressionStep) -> int:
+    """How many nets a step times at most: 0 for most steps."""
+    return getattr(step, "num_latencies", 0)
 
 
 def teacher_name(job: Job, step: CompressionStep) -> str | None:
@@ -221,6 +240,28 @@ def _teacher(job: Job, step: CompressionStep) -> Trained | None:
     return _trained(
         job, model_config(name, job.config.conf_directories, key="teacher"), name, f"teacher_{name}"
     )
+
+
+def _latency_meter(job: Job, parent: Trained, entry: Entry) -> StepLatency:
+    return StepLatency(
+        runtime=_first(job.runtimes),
+        hardware=job.config.hardware,
+        settings=job.config.benchmark,
+        image=job.data.calibration_images(1).numpy(),
+        reference=parent.net,
+        directory=entry.fit_directory / "latency",
+    )
+
+
+def _share_of_budget(settings: TrainSettings, step: CompressionStep, epochs: int) -> TrainSettings:
+    """Settings whose time is shared out among the fits of a step as its epochs are."""
+    if settings.budget_minutes is None or not isinstance(step, TrainingStep):
+        return settings
+    return replace(settings, budget_minutes=settings.budget_minutes * epochs / step.epochs)
+
+
+def _first(named: Mapping[str, Any]) -> Any:
+    return next(iter(named.values()))
 
 
 def _replay(job: Job, fit_name: str, rows: list[dict[str, float]]) -> None:
