@@ -34,6 +34,17 @@ class Batch(NamedTuple):
     position: Tensor
 
 
+def inverse_frequencies(class_counts: Sequence[int]) -> tuple[float, ...]:
+    """Weights of classes with mean 1; classes without a sample count as one.
+
+    >>> inverse_frequencies([30, 10])
+    (0.5, 1.5)
+    """
+    inverse = [1.0 / max(count, 1) for count in class_counts]
+    mean = sum(inverse) / len(inverse)
+    return tuple(each / mean for each in inverse)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """All that models, losses, metrics and the card need to know of a dataset.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medlite.errors import ConfigError, did_you_mean
-from medlite.types import DataSpec
+from medlite.types import DataSpec, inverse_frequencies
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,8 +54,7 @@ def balanced_weights(class_counts: Sequence[int]) -> Tensor:
     >>> balanced_weights([30, 10])
     tensor([0.5000, 1.5000])
     """
-    inverse = 1.0 / torch.tensor([max(count, 1) for count in class_counts], dtype=torch.float64)
-    return (inverse / inverse.mean()).float()
+    return torch.tensor(inverse_frequencies(class_counts))
 
 
 def _class_weights(spec: DataSpec, mode: str) -> Tensor | None:

@@ -5,12 +5,10 @@ import torch
 from torch import nn
 from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_spec, train
 
-from medlite.compression.distillation import (
-    Distillation,
-    hard_divergence,
-    softened_divergence,
-)
-from medlite.compression.feature_matching import FeatureMatching, deepest_features, tapped
+from medlite.compression.distillation import Distillation
+from medlite.compression.feature_maps import deepest_features, tapped
+from medlite.compression.feature_matching import FeatureMatching
+from medlite.compression.teacher_divergence import hard_divergence, softened_divergence
 from medlite.errors import ConfigError, MedliteError
 from medlite.models.timm_classifier import TimmClassifier
 
