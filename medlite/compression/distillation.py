@@ -175,8 +175,9 @@ class Distillation:
             raise MedliteError(message)
 
     def _softened(self, teacher: nn.Module) -> nn.Module:
-        is_soft = self.kind == "soft" and isinstance(teacher, Ensemble)
-        return teacher.at(self.temperature) if is_soft else teacher
+        if self.kind == "soft" and isinstance(teacher, Ensemble):
+            return teacher.at(self.temperature)
+        return teacher
 
     def _divergence(
         self, logits: Tensor, teacher_logits: Tensor, target: Tensor, spec: DataSpec

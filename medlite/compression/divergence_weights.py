@@ -26,8 +26,9 @@ def near_boundary(classes: Tensor, *, width_px: int) -> Tensor:
     """
     pool = F.max_pool2d if classes.ndim == 3 else F.max_pool3d
     values = classes.float().unsqueeze(1)
-    window = {"kernel_size": 2 * width_px + 1, "stride": 1, "padding": width_px}
-    highest, lowest = pool(values, **window), -pool(-values, **window)
+    window = 2 * width_px + 1
+    highest = pool(values, window, stride=1, padding=width_px)
+    lowest = -pool(-values, window, stride=1, padding=width_px)
     return (highest != lowest).squeeze(1)
 
 

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from medlite.config import model_config
 from medlite.pipeline.job import Job
-from medlite.pipeline.training import teacher_name
+from medlite.pipeline.teachers import Finished, as_one, find_teachers
 from medlite.types import CompressionContext, CompressionStep, FitHooks
 
 CALIBRATION_BATCHES = 1
@@ -69,9 +68,11 @@ def _dry_context(
         return net.eval()
 
     def build_teacher() -> nn.Module:
-        teacher = teacher_name(job, step)
-        assert teacher is not None
-        return job.build_net(model_config(teacher, job.config.conf_directories, key="teacher"))
+        nets = [
+            each.build() if isinstance(each, Finished) else job.build_net(each.model)
+            for each in find_teachers(job, step)
+        ]
+        return as_one(job, nets)
 
     return CompressionContext(
         spec=job.spec,

@@ -55,14 +55,7 @@ class Job:
 
     def build_net(self, model: Mapping[str, Any]) -> nn.Module:
         """A freshly initialised net for the dataset, the same for the same seed."""
-        torch.manual_seed(self.config.seed)
-        return build(
-            model,
-            in_channels=self.spec.in_channels,
-            num_classes=self.spec.num_classes,
-            image_size=self.spec.image_size,
-            spatial_dims=self.spec.num_spatial_dims,
-        )
+        return build_net(model, self.spec, seed=self.config.seed)
 
     def made_of(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that decides a trained baseline's weights."""
@@ -74,6 +67,18 @@ class Job:
             "train": asdict(self.config.train),
             "seed": self.config.seed,
         }
+
+
+def build_net(model: Mapping[str, Any], spec: DataSpec, *, seed: int) -> nn.Module:
+    """A freshly initialised net for a dataset, the same for the same seed."""
+    torch.manual_seed(seed)
+    return build(
+        model,
+        in_channels=spec.in_channels,
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
+        spatial_dims=spec.num_spatial_dims,
+    )
 
 
 def check_task(config: JobConfig, spec: DataSpec) -> None:

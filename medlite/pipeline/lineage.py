@@ -25,23 +25,29 @@ def trace_lineage(job: Job, stages: Mapping[str, Trained]) -> list[dict[str, Any
     sensitivity of each class, without intervals; empty where an output is not finite.
     `weight_bytes` and `sha256` are of all tensors of the state, `seconds` of this stage alone.
     """
-    return [_row(job, name, trained) for name, trained in stages.items()]
+    return [
+        {"stage": name, **_row(job, trained), "seconds": list(trained.seconds.values())[-1]}
+        for name, trained in stages.items()
+    ]
 
 
-def _row(job: Job, name: str, trained: Trained) -> dict[str, Any]:
+def describe_teacher(job: Job, teacher: Trained) -> dict[str, Any]:
+    """The same of the net that a step learned from; several are one, their mean."""
+    return {"name": teacher.name, **_row(job, teacher)}
+
+
+def _row(job: Job, trained: Trained) -> dict[str, Any]:
     cost = total(count_layers(trained.net, job.spec.input_shape))
     tensors = _tensors(trained.net)
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.numpy().tobytes())
     return {
-        "stage": name,
         "key": trained.key,
         "sha256": digest.hexdigest(),
         "params": cost.params,
         "macs": cost.macs,
         "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        "seconds": list(trained.seconds.values())[-1],
         "scores": _scores(job, trained.net),
     }
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from medlite.config import STAGES, model_config
+from medlite.config import STAGES
 from medlite.pipeline.job import Job
-from medlite.pipeline.training import baseline_entry, control_steps, num_latencies, teacher_name
+from medlite.pipeline.teachers import Finished, find_teachers
+from medlite.pipeline.training import baseline_entry, control_steps, num_latencies
 from medlite.tasks.fit import plan_once
 from medlite.tasks.plan import FitPlan, plan_fit
 from medlite.tasks.supervised import SupervisedTask
@@ -81,11 +82,13 @@ def _plan_baseline(job: Job, model: dict, label: str) -> tuple[FitPlan, PlannedS
 
 def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) -> list[PlannedStage]:
     planned = []
-    teacher = teacher_name(job, step)
-    if teacher is not None:
-        model = model_config(teacher, job.config.conf_directories, key="teacher")
-        _, stage = _plan_baseline(job, model, teacher)
-        planned.append(PlannedStage(stage="teach", what=stage.what, seconds=stage.seconds))
+    for teacher in find_teachers(job, step):
+        if isinstance(teacher, Finished):
+            what = f"{teacher.name}: finished"
+            planned.append(PlannedStage(stage="teach", what=what, seconds=0.0))
+        else:
+            _, stage = _plan_baseline(job, teacher.model, teacher.name)
+            planned.append(PlannedStage(stage="teach", what=stage.what, seconds=stage.seconds))
     if not isinstance(step, TrainingStep):
         what = "calibration only"
         return [*planned, PlannedStage(stage=name, what=what, seconds=_CONVERSION_SECONDS)]

@@ -20,10 +20,11 @@ from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.task import build_metrics, primary_metric
 from medlite.pipeline.job import Job
-from medlite.pipeline.lineage import trace_lineage
+from medlite.pipeline.lineage import describe_teacher, trace_lineage
 from medlite.pipeline.loggers import Sinks
 from medlite.pipeline.measuring import Artifacts, predict
 from medlite.pipeline.training import Trained
+from medlite.report.blind_spots import find_blind_spots
 from medlite.report.card import build_card, write_card_markdown
 from medlite.report.environment import describe_environment
 from medlite.report.examples import choose_examples, write_examples
@@ -53,6 +54,12 @@ class Evidence:
     seconds: Mapping[str, float]
 
     @property
+    def teacher(self) -> Trained | None:
+        """Whose logits a step compared, if any did."""
+        taught = (each.teacher for each in self.steps.values() if each.teacher is not None)
+        return next(taught, None)
+
+    @property
     def nets(self) -> dict[str, torch.nn.Module]:
         """Candidate -> net, the deployed one first."""
         nets = {"": self.deployed.net}
@@ -68,6 +75,8 @@ def record(job: Job, evidence: Evidence) -> RunResult:
     if evidence.control is not None:
         torch_says["control"] = predict(job, evidence.control.net)
     control = _judge_safety(job, torch_says.get("control"), predictions)
+    if evidence.teacher is not None:
+        torch_says["teacher"] = predict(job, evidence.teacher.net)
     measurements = [
         *evidence.bench.measurements,
         *_evaluate(job, torch_says, predictions),
@@ -86,6 +95,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         measurements=measurements,
         stages=_stages(evidence),
         lineage=trace_lineage(job, {"train": evidence.baseline, **evidence.steps}),
+        teacher=_describe_teacher(job, evidence.teacher, measurements),
         verdict=verdict,
         artifacts=list(_artifacts(job, evidence)),
         parity=parity,
@@ -209,6 +219,15 @@ def _count(job: Job, evidence: Evidence) -> Iterator[Measurement]:
         for measurement in measure_complexity(layers, shape):
             prefixed = f"{name}/{measurement.name}" if name else measurement.name
             yield replace(measurement, name=prefixed)
+
+
+def _describe_teacher(
+    job: Job, teacher: Trained | None, measurements: list[Measurement]
+) -> dict[str, Any]:
+    if teacher is None:
+        return {}
+    spots = find_blind_spots(Lookup(measurements), job.spec.class_names)
+    return {**describe_teacher(job, teacher), "blind_spots": [asdict(spot) for spot in spots]}
 
 
 def _verdict(

@@ -22,6 +22,7 @@ from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
 from medlite.pipeline.plan import as_table, plan_job
 from medlite.pipeline.recording import Evidence, publish, record
+from medlite.pipeline.teachers import file_marks
 from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
 from medlite.safety.gate import check_margins
@@ -43,7 +44,7 @@ def run(config: JobConfig) -> Path:
         _check_before_anything(config)
         images: ImageData = build(config.dataset)
         check_task(config, images.spec)
-        key = digest([__version__, config.key, images.fingerprint])
+        key = digest([__version__, config.key, images.fingerprint, *file_marks(config)])
         if _is_done(config.directory, key):
             _log.info("%s is done: delete it to run again", config.directory)
             return config.directory

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from medlite.compression.fine_tuning import FineTuning
-from medlite.config import model_config
 from medlite.pipeline.job import Job
 from medlite.pipeline.step_latency import StepLatency
+from medlite.pipeline.teachers import Finished, ToTrain, as_one, find_teachers
 from medlite.store import Entry
 from medlite.tasks.fit import FitResult, fit, shortened
 from medlite.tasks.plan import FitPlan
@@ -30,15 +30,13 @@ from medlite.types import (
 
 _log = logging.getLogger(__name__)
 
-TEACHERS = {"segmentation": "unet", "classification": "resnet18"}
-"""what `teacher: auto` names"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """A net (evaluation mode), the store's key of it, and how it came to be.
 
     history: curves of each fit. notes: (topic, text) pairs for the card. seconds: of each part.
+    name: of a teacher. teacher: whose logits the step that left the net has compared with.
     """
 
     net: nn.Module
@@ -46,6 +44,8 @@ class Trained:
     history: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+    teacher: Trained | None = None
 
 
 def baseline_entry(job: Job, model: Mapping[str, Any], label: str) -> Entry:
@@ -155,6 +155,7 @@ def _compressed(
         history={**parent.history, **record["history"]},
         seconds={**parent.seconds, name: record["seconds"]},
         notes=(*parent.notes, *((topic, text) for topic, text in record["notes"])),
+        teacher=teacher if getattr(step, "compares_logits", True) else None,
     )
 
 
@@ -226,20 +227,23 @@ def num_latencies(step: CompressionStep) -> int:
     return getattr(step, "num_latencies", 0)
 
 
-def teacher_name(job: Job, step: CompressionStep) -> str | None:
-    """The model option that a step names as its teacher, None for steps without one."""
-    name = getattr(step, "teacher", None)
-    return TEACHERS[job.spec.task] if name == "auto" else name
-
-
 def _teacher(job: Job, step: CompressionStep) -> Trained | None:
-    """The teacher of a step, trained by the job's own settings through the store."""
-    name = teacher_name(job, step)
-    if name is None:
+    """The teachers of a step as one; what is not finished is trained through the store."""
+    found = find_teachers(job, step)
+    if not found:
         return None
-    return _trained(
-        job, model_config(name, job.config.conf_directories, key="teacher"), name, f"teacher_{name}"
+    nets = [_taught(job, each) for each in found]
+    return Trained(
+        net=as_one(job, [each.net for each in nets]).eval(),
+        key="+".join(each.key for each in nets),
+        name=" and ".join(each.name for each in found),
     )
+
+
+def _taught(job: Job, teacher: ToTrain | Finished) -> Trained:
+    if isinstance(teacher, Finished):
+        return Trained(net=teacher.build(), key=teacher.key)
+    return _trained(job, teacher.model, teacher.name, f"teacher_{teacher.name}")
 
 
 def _latency_meter(job: Job, parent: Trained, entry: Entry) -> StepLatency:

@@ -75,6 +75,9 @@ class RunResult:
     """the same against the uncompressed model after as much further training, in float"""
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """what each stage left: size, cost, scores, time and the sha256 of its weights"""
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """whom a step learned from: name, key, size, cost, scores, and the classes that it finds
+    less often than the student's baseline; empty where no logits were compared"""
     card: list[CardCategory] = field(default_factory=list)
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     """fit name -> one dict an epoch"""

@@ -29,8 +29,12 @@ def save_tensors(content: Any, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_tensors(path: Path) -> Any:
+def load_tensors(path: Path, *, mend: str = "delete it and run again to make it anew") -> Any:
     """Read what `save_tensors` wrote, executing nothing.
+
+    Args:
+        path: of the file.
+        mend: what the user can do about a file that is refused.
 
     Raises:
         RecordError: the file is truncated, or holds code or objects beside tensors.
@@ -41,9 +45,9 @@ def load_tensors(path: Path) -> Any:
         reason = "it holds more than tensors and plain values, which could run code when loaded"
         if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
             reason = "it is not a whole checkpoint"
-        raise RecordError(_refusal(path, reason)) from error
+        raise RecordError(_refusal(path, reason, mend)) from error
     except (RuntimeError, EOFError) as error:
-        raise RecordError(_refusal(path, "it is truncated or damaged")) from error
+        raise RecordError(_refusal(path, "it is truncated or damaged", mend)) from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -74,5 +78,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_tensors(Path(path))
 
 
-def _refusal(path: Path, reason: str) -> str:
-    return f"{path} was not loaded: {reason}; delete it and run again to make it anew"
+def _refusal(path: Path, reason: str, mend: str) -> str:
+    return f"{path} was not loaded: {reason}; {mend}"

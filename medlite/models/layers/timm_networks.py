@@ -65,7 +65,8 @@ def no_weights(name: str) -> MedliteError:
     """What is said where published weights cannot be had."""
     return MedliteError(
         f"the weights of '{name}' could not be downloaded; "
-        "set model.pretrained=false, or run once with a network connection to fill the cache"
+        "set model.pretrained=false (or take a teacher without timm/), or run once with a "
+        "network connection to fill the cache"
     )
 
 
