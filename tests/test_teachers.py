@@ -65,6 +65,7 @@ def checkpoint(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_finished_run_teaches_by_its_last_float_net(finished, tmp_path, capsys):
     teach(tmp_path, finished)
     shown = " ".join(capsys.readouterr().out.split())
@@ -78,6 +79,7 @@ def test_a_finished_run_teaches_by_its_last_float_net(finished, tmp_path, capsys
     assert f"of {rows[1]['params']:,} parameters" in dict(record["notes"])["distillation"]
 
 
+@pytest.mark.slow
 def test_the_net_of_a_run_has_the_weights_that_its_record_names(finished, tmp_path):
     """The same student, taught by the run and by a copy of it elsewhere."""
     elsewhere = tmp_path / "moved"
@@ -112,6 +114,7 @@ def test_what_a_job_is_known_by_changes_with_its_teachers_file(checkpoint):
     assert not list(file_marks(SimpleNamespace(compression={"prune": {"ratio": 0.5}})))
 
 
+@pytest.mark.slow
 def test_the_teachers_own_metrics_stand_beside_its_students(finished):
     result = read_result(finished / "result.json")
     values = {m.name: m.value for m in result.measurements}
@@ -136,6 +139,7 @@ def test_several_teachers_are_planned_and_trained_once_each(tmp_path, capsys):
     assert {"phantom-unet", "phantom-espnet", "phantom-unet+distill"} == names
 
 
+@pytest.mark.slow
 def test_a_run_of_another_task_teaches_by_its_maps_alone(finished, tmp_path):
     runs = tmp_path / "copy" / "runs" / "teacher"
     runs.mkdir(parents=True)
@@ -150,11 +154,13 @@ def test_a_run_of_another_task_teaches_by_its_maps_alone(finished, tmp_path):
     assert students(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_another_size_is_refused(finished, tmp_path):
     with pytest.raises(ConfigError, match=r"images of run teacher are .*; take a run on the same"):
         plan(tmp_path, finished, "dataset.image_size=[48,48]")
 
 
+@pytest.mark.slow
 def test_a_run_whose_weights_are_gone_is_refused(finished, tmp_path):
     runs = tmp_path / "copy" / "runs" / "teacher"
     runs.mkdir(parents=True)
