@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e.observer import ObserverBase
 
-Mode = Literal["measure", "search", "train", "apply"]
+from medlite.compression.value_counts import ValueCounts
+from medlite.compression.weight_rounding import PerChannelFakeQuantize
+
+Mode = Literal["measure", "search", "count", "train", "apply"]
 """measure: widen the range, change nothing. search: score narrower ranges, change nothing.
+count: count the values for their percentiles, change nothing.
 train: round, the range follows the batches. apply: round with the range as it is."""
 
 RANGE_MOMENTUM = 0.05
@@ -52,6 +56,7 @@ class PerTensorFakeQuantize(ObserverBase):
         self.mode: Mode = "measure"
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
+        self.counts = ValueCounts()
         self.register_buffer("squared_errors", torch.zeros(NUM_FRACTIONS), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -61,6 +66,9 @@ class PerTensorFakeQuantize(ObserverBase):
             return values
         if self.mode == "search":
             self._score(values)
+            return values
+        if self.mode == "count":
+            self.counts.add(values)
             return values
         if self.mode == "train":
             self._move_range(values, momentum=RANGE_MOMENTUM)
@@ -76,6 +84,13 @@ class PerTensorFakeQuantize(ObserverBase):
         self.low.mul_(best)
         self.high.mul_(best)
         self.squared_errors.zero_()
+
+    def set_range_of_percentile(self, percentile: float) -> None:
+        """Cut off what lies beyond `percentile` on each side, and forget the counts."""
+        share = percentile / 100
+        self.low.copy_(self.counts.quantile(1 - share).clamp(min=self.low, max=self.low * 0))
+        self.high.copy_(self.counts.quantile(share).clamp(min=self.low * 0, max=self.high))
+        self.counts = ValueCounts()
 
     @torch.no_grad()
     def _move_range(self, values: Tensor, momentum: float | None) -> None:
@@ -113,50 +128,6 @@ class PerTensorFakeQuantize(ObserverBase):
             values.float(), scale, zero_point, self.quant_min, self.quant_max
         )
         return rounded.to(values.dtype)
-
-
-class PerChannelFakeQuantize(ObserverBase):
-    """Weights: symmetric, one scale an output channel, always from the weights as they are.
-
-    `scale` (C,) is not part of the state: one forward pass gives it its shape and its values.
-    """
-
-    scale: Tensor
-
-    def __init__(
-        self,
-        *,
-        dtype: torch.dtype,
-        quant_min: int,
-        quant_max: int,
-        qscheme: torch.qscheme,
-        ch_axis: int,
-        is_dynamic: bool = False,
-    ) -> None:
-        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
-        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
-        self.ch_axis = ch_axis
-        self.mode: Mode = "measure"
-        self.register_buffer("scale", torch.ones(()), persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight, rounded unless activations are being calibrated; same shape."""
-        other_axes = [axis for axis in range(weight.ndim) if axis != self.ch_axis]
-        largest = weight.detach().abs().amax(dim=other_axes)
-        self.scale = (largest / self.quant_max).clamp(min=torch.finfo(torch.float32).eps)
-        if self.mode in ("measure", "search"):
-            return weight
-        return torch.fake_quantize_per_channel_affine(
-            weight,
-            *self.calculate_qparams(),
-            self.ch_axis,
-            self.quant_min,
-            self.quant_max,
-        )
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scales (C,) of the last forward pass, and zero points (C,), which are zero."""
-        return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)
 
 
 def fake_quantizers(net: nn.Module) -> dict[str, PerTensorFakeQuantize | PerChannelFakeQuantize]:

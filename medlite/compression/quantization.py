@@ -1,12 +1,12 @@
-"""INT8: after training from a few images, or with further training under rounding.
+"""Quantisation: after training from a few images, or with further training under rounding.
 
-Both give the same kind of graph: convolutions and linear layers in 8-bit integers (uint8
+Both give the same kind of graph. With 8 bits: convolutions and linear layers in integers (uint8
 activations, one scale a tensor; int8 weights, one scale a channel), everything else in float.
+With fewer bits: weights in integers, and all arithmetic in float.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -17,11 +17,12 @@ from torch.fx import GraphModule
 from medlite.compression.checks import check_options, training_rules
 from medlite.compression.fake_quantize import set_mode
 from medlite.compression.order import Stage
+from medlite.compression.quantization_report import report_quantization
 from medlite.compression.quantized_graph import (
+    PASSES,
     activation_ranges,
     calibrate,
     convert,
-    count_scans,
     load_activation_ranges,
     prepare,
     set_training,
@@ -30,21 +31,31 @@ from medlite.compression.quantizer import Int8Quantizer
 from medlite.types import CompressionContext, DataSpec, FitHooks
 
 CALIBRATION_BATCH_SIZE = 16
-METHODS = ("minmax", "mse")
+WEIGHT_BITS = (8, 4, 3, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PostTrainingQuantization:
-    """Static INT8 quantisation with ranges from training images; no weight is trained.
+    """Static quantisation with ranges from training images; no weight is trained.
 
-    Nagel et al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, section 3.
+    Nagel et al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, section 3;
+    percentiles: Wu et al., "Integer Quantization for Deep Learning Inference: Principles and
+    Empirical Evaluation", arXiv:2004.09602, section 3.2, here each end of the range by itself.
     Batch normalisation is folded into convolutions first. A net that has a `deploy()`
     (re-parameterisable blocks) is quantised in its deployed form.
 
     Args:
-        calibration_samples: training images that set the ranges of activations.
+        calibration_samples: training images that set the ranges of activations; with fewer than
+            8 bits there are none to set, and this and the next two have nothing to say.
         method: "minmax" takes the whole range that was seen; "mse" shrinks it to where the
-            squared rounding error is least, which outliers cannot spoil.
+            squared rounding error is least, which outliers cannot spoil; "percentile" cuts off
+            both ends.
+        percentile: of the values of an activation, where "percentile" cuts the upper end; the
+            lower one is cut at 100 - `percentile`.
+        weight_bits: 8; or 4, 3 or 2 (ternary: -1, 0, 1) for weights alone, with activations and
+            arithmetic in float: smaller files, not faster ones.
+        per_channel: a scale for each output channel of a weight; false: one for the whole
+            weight, for targets whose kernels know no other.
         keep_first_float: leave layers that see the image itself in float.
         keep_last_float: leave layers that give the logits in float.
         keep_float: names of further layers or blocks to leave in float; "head" means every
@@ -55,29 +66,33 @@ class PostTrainingQuantization:
 
     calibration_samples: int = 256
     method: str = "mse"
+    percentile: float = 99.99
+    weight_bits: int = 8
+    per_channel: bool = True
     keep_first_float: bool = True
     keep_last_float: bool = True
     keep_float: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        check_options(_calibration_rules(self.calibration_samples, self.method))
+        check_options(_rules(self))
 
     def apply(
         self, net: nn.Module, context: CompressionContext
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the INT8 graph and its ranges; `net` stays as it is."""
+        """Return the integer graph and its ranges; `net` stays as it is."""
         quantizer = _quantizer(self)
         prepared = prepare(net, context.spec.input_shape, quantizer)
-        images = context.calibration_images(self.calibration_samples)
-        how = f"after training, ranges ({self.method}) from {len(images)} training images"
-        _report(prepared, quantizer, context, how)
+        how = "after training"
+        if not quantizer.is_weight_only:
+            how += f", ranges ({self.method}) from {self.calibration_samples} training images"
+        report_quantization(prepared, quantizer, context.report, how)
         if context.is_dry:
             return prepared, {}
-        calibrate(prepared, images, batch_size=CALIBRATION_BATCH_SIZE, method=self.method)
+        _calibrate(self, prepared, quantizer, context)
         return convert(prepared, context.spec.input_shape), {"ranges": activation_ranges(prepared)}
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
-        """Rebuild the INT8 graph around `net`; its weights are still to be loaded."""
+        """Rebuild the integer graph around `net`; its weights are still to be loaded."""
         return _restore(net, state, spec, _quantizer(self))
 
 
@@ -94,8 +109,11 @@ class QuantizationAwareTraining:
         epochs: further epochs, on all training data.
         learning_rate: peak learning rate; about a tenth of the first training's.
         calibration_samples: training images that set the first ranges of activations.
-        method: how they set them, "minmax" or "mse"; see `PostTrainingQuantization`.
-        freeze_observers_at: share of the epochs after which the ranges stay fixed.
+        method: how they set them; see `PostTrainingQuantization`, as the next three.
+        percentile: where "percentile" cuts.
+        weight_bits: 8, 4, 3 or 2.
+        per_channel: a scale for each output channel of a weight.
+        freeze_observers_at: share of the epochs after which the ranges of activations stay fixed.
         keep_first_float: see `PostTrainingQuantization`, as the next two.
         keep_last_float: leave layers that give the logits in float.
         keep_float: names of further layers or blocks to leave in float.
@@ -107,6 +125,9 @@ class QuantizationAwareTraining:
     learning_rate: float
     calibration_samples: int = 256
     method: str = "mse"
+    percentile: float = 99.99
+    weight_bits: int = 8
+    per_channel: bool = True
     freeze_observers_at: float = 0.5
     keep_first_float: bool = True
     keep_last_float: bool = True
@@ -117,7 +138,7 @@ class QuantizationAwareTraining:
         check_options(
             [
                 *training_rules(self.epochs, self.learning_rate),
-                *_calibration_rules(self.calibration_samples, self.method),
+                *_rules(self),
                 ("freeze_observers_at", self.freeze_observers_at, freezes, "in [0, 1]"),
             ]
         )
@@ -125,16 +146,14 @@ class QuantizationAwareTraining:
     def apply(
         self, net: nn.Module, context: CompressionContext
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the INT8 graph and its ranges; `net` stays as it is."""
+        """Return the integer graph and its ranges; `net` stays as it is."""
         quantizer = _quantizer(self)
         prepared = prepare(net, context.spec.input_shape, quantizer)
-        _report(
-            prepared, quantizer, context, f"{self.epochs} epochs of quantisation-aware training"
-        )
+        how = f"{self.epochs} epochs of quantisation-aware training"
+        report_quantization(prepared, quantizer, context.report, how)
         if context.is_dry:
             return prepared, {}
-        images = context.calibration_images(self.calibration_samples)
-        calibrate(prepared, images, batch_size=CALIBRATION_BATCH_SIZE, method=self.method)
+        _calibrate(self, prepared, quantizer, context)
         ranges = RangeSchedule(freeze_at=self.freeze_observers_at)
         trained = context.fit(
             prepared,
@@ -146,7 +165,7 @@ class QuantizationAwareTraining:
         return convert(trained, context.spec.input_shape), {"ranges": activation_ranges(trained)}
 
     def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
-        """Rebuild the INT8 graph around `net`; its weights are still to be loaded."""
+        """Rebuild the integer graph around `net`; its weights are still to be loaded."""
         return _restore(net, state, spec, _quantizer(self))
 
 
@@ -179,14 +198,41 @@ def _quantizer(step: PostTrainingQuantization | QuantizationAwareTraining) -> In
         keep_first_float=step.keep_first_float,
         keep_last_float=step.keep_last_float,
         keep_float=step.keep_float,
+        weight_bits=step.weight_bits,
+        per_channel=step.per_channel,
     )
 
 
-def _calibration_rules(samples: int, method: str) -> list[tuple[str, Any, bool, str]]:
+def _rules(
+    step: PostTrainingQuantization | QuantizationAwareTraining,
+) -> list[tuple[str, Any, bool, str]]:
+    samples, percentile, bits = step.calibration_samples, step.percentile, step.weight_bits
+    known_bits = ", ".join(map(str, WEIGHT_BITS))
     return [
         ("calibration_samples", samples, samples >= 1, "a whole number from 1 up"),
-        ("method", method, method in METHODS, f"one of {', '.join(METHODS)}"),
+        ("method", step.method, step.method in PASSES, f"one of {', '.join(PASSES)}"),
+        ("percentile", percentile, 50 < percentile < 100, "in (50, 100)"),
+        ("weight_bits", bits, bits in WEIGHT_BITS, f"one of {known_bits}"),
     ]
+
+
+def _calibrate(
+    step: PostTrainingQuantization | QuantizationAwareTraining,
+    prepared: GraphModule,
+    quantizer: Int8Quantizer,
+    context: CompressionContext,
+) -> None:
+    if quantizer.is_weight_only:
+        set_training(prepared, is_training=False)
+        set_mode(prepared, "apply")
+        return
+    calibrate(
+        prepared,
+        context.calibration_images(step.calibration_samples),
+        batch_size=CALIBRATION_BATCH_SIZE,
+        method=step.method,
+        percentile=step.percentile,
+    )
 
 
 def _restore(
@@ -195,34 +241,3 @@ def _restore(
     prepared = prepare(net, spec.input_shape, quantizer)
     load_activation_ranges(prepared, state["ranges"])
     return convert(prepared, spec.input_shape)
-
-
-def _report(
-    prepared: GraphModule, quantizer: Int8Quantizer, context: CompressionContext, how: str
-) -> None:
-    num_layers = len(quantizer.quantized_layers) + len(quantizer.float_layers)
-    context.report(
-        "quantisation",
-        f"INT8 in {len(quantizer.quantized_layers)} of {num_layers} weighted layers: uint8 "
-        f"activations with one scale a tensor, int8 weights with one scale a channel; {how}",
-    )
-    scans = count_scans(prepared)
-    kept = _in_short(quantizer.float_layers)
-    if scans:
-        kept.append(f"{scans} selective scan{'s' * (scans != 1)}")
-    context.report("kept in float", ", ".join(kept) or "nothing")
-
-
-def _in_short(names: Sequence[str]) -> list[str]:
-    """The names, with three or more that end alike as one entry.
-
-    >>> _in_short(["stem", "a.x_proj", "b.x_proj", "c.x_proj"])
-    ['stem', '3 x_proj']
-    """
-    endings = Counter(name.rpartition(".")[2] for name in names)
-    often = {ending for ending, count in endings.items() if count > 2 and not ending.isdigit()}
-    shortened = (
-        f"{endings[ending]} {ending}" if (ending := name.rpartition(".")[2]) in often else name
-        for name in names
-    )
-    return list(dict.fromkeys(shortened))

@@ -8,7 +8,7 @@ quantisation-aware training alike.
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from medlite.compression.batch_norm import replace_batch_norms
 from medlite.compression.copies import evaluation_copy
 from medlite.compression.fake_quantize import (
+    Mode,
     PerTensorFakeQuantize,
     fake_quantizers,
     set_mode,
@@ -26,7 +27,15 @@ from medlite.compression.quantizer import DROPOUTS, WEIGHTED, Int8Quantizer
 from medlite.errors import ExportError
 from medlite.export.trace import deployable, trace
 
-DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+UNROUND = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+UNROUND_CHANNELS = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+PASSES: dict[str, tuple[Mode, ...]] = {
+    "minmax": ("measure",),
+    "mse": ("measure", "search"),
+    "percentile": ("measure", "count"),
+}
+"""What is done with the calibration images, one pass after another, by method."""
 
 
 def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantizer) -> GraphModule:
@@ -61,7 +70,14 @@ def exported(
 
 
 @torch.no_grad()
-def calibrate(prepared: GraphModule, images: Tensor, *, batch_size: int, method: str) -> None:
+def calibrate(
+    prepared: GraphModule,
+    images: Tensor,
+    *,
+    batch_size: int,
+    method: str,
+    percentile: float = 99.99,
+) -> None:
     """Set the range of every activation from `images` (N, C, H, W[, D]).
 
     Args:
@@ -69,16 +85,19 @@ def calibrate(prepared: GraphModule, images: Tensor, *, batch_size: int, method:
         images: samples of the training split.
         batch_size: samples at a time.
         method: "minmax" takes all that was seen; "mse" then shrinks every range to the
-            fraction of least squared rounding error.
+            fraction of least squared rounding error; "percentile" cuts both ends off.
+        percentile: where the upper end is cut; the lower one at 100 - `percentile`.
     """
     set_training(prepared, is_training=False)
-    for mode in ("measure", "search")[: 1 + (method == "mse")]:
-        set_mode(prepared, mode)  # type: ignore[arg-type]
+    for mode in PASSES[method]:
+        set_mode(prepared, mode)
         for batch in images.split(batch_size):
             prepared(batch)
-    if method == "mse":
-        for part in _activation_parts(prepared).values():
+    for part in _activation_parts(prepared).values():
+        if method == "mse":
             part.set_range_of_least_error()
+        elif method == "percentile":
+            part.set_range_of_percentile(percentile)
     set_mode(prepared, "apply")
 
 
@@ -98,7 +117,7 @@ def set_training(graph: GraphModule, *, is_training: bool) -> None:
 
 @torch.no_grad()
 def convert(prepared: nn.Module, input_shape: tuple[int, ...]) -> GraphModule:
-    """Replace rounding by integers: the graph that is exported, with int8 weights in its state.
+    """Replace rounding by integers: the graph that is exported, with weights as codes in its state.
 
     The result runs on the CPU and takes every batch size; `train()` and `eval()` change nothing
     in it.
@@ -147,11 +166,11 @@ def load_activation_ranges(prepared: GraphModule, ranges: dict[str, Tensor]) -> 
 
 
 def count_quantized(net: nn.Module) -> int:
-    """How many weighted operators of a converted net have int8 weights."""
+    """How many weighted operators of a converted net have integer weights."""
     if not isinstance(net, GraphModule):
         return 0
     nodes = [node for node in net.graph.nodes if node.target in WEIGHTED]
-    return sum(isinstance(node.args[1], Node) and _is_integer(node.args[1]) for node in nodes)
+    return sum(_is_integer(node.args[1]) for node in nodes)
 
 
 def count_scans(graph: GraphModule) -> int:
@@ -171,8 +190,8 @@ def _check_batch_sizes(converted: GraphModule, input_shape: tuple[int, ...]) -> 
             raise ExportError(message)
 
 
-def _is_integer(weight: Node) -> bool:
-    return weight.target == DEQUANTIZE
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Node) and value.target in (UNROUND, UNROUND_CHANNELS)
 
 
 def _activation_parts(prepared: nn.Module) -> dict[str, PerTensorFakeQuantize]:
@@ -189,15 +208,17 @@ def _remove_dropouts(graph: GraphModule, *, only_idle: bool) -> None:
 
 
 def _remove_weight_zero_points(graph: GraphModule) -> None:
-    """Leave out the zeros of symmetric weights, but for linear layers.
+    """Leave out the zeros of symmetric weights, but for linear layers in integers.
 
     Exported, the zeros become one constant for all weights of one width, and OpenVINO 2026.4 then
     runs the whole graph in float as soon as a convolution and a linear layer share it. ONNX
     Runtime 1.32 in turn has no integer Gemm for a weight without zero points.
     """
     for node in graph.graph.nodes:
-        is_linear = any(user.target == torch.ops.aten.linear.default for user in node.users)
-        if node.target == DEQUANTIZE and not is_linear:
+        if node.target != UNROUND_CHANNELS:
+            continue
+        readers = [user for user in node.users if user.target == torch.ops.aten.linear.default]
+        if not any(_is_integer(reader.args[0]) for reader in readers):
             node.update_arg(2, None)
 
 

@@ -1,9 +1,11 @@
-"""Which tensors of an exported graph become 8-bit integers.
+"""Which tensors of an exported graph become integers.
 
 ONNX Runtime and OpenVINO run a convolution in integers where its input, its weight and its
 output (after a ReLU, which is then absorbed) are all rounded. Everything here serves that:
 uint8 activations with one scale a tensor, int8 weights in [-127, 127] with one scale a channel,
 and rounding on both sides of activations that are no simple clipping (SiLU, Hardswish, PReLU).
+Weights of fewer bits have no integer kernels there: they are rounded alone, for the size of the
+file, and every operator that multiplies by a weight may have them.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from medlite.compression.fake_quantize import PerChannelFakeQuantize, PerTensorFakeQuantize
+from medlite.compression.fake_quantize import PerTensorFakeQuantize
 from medlite.compression.graph_search import meets
 from medlite.compression.layer_names import check_names, matches
+from medlite.compression.weight_rounding import PerChannelFakeQuantize
 from medlite.errors import MedliteError
 
 aten = torch.ops.aten
@@ -36,13 +39,14 @@ QUANTIZABLE = {
 }
 """weighted operators with integer kernels in both runtimes"""
 
-WEIGHTED = QUANTIZABLE | {
-    aten.conv1d.default,
-    aten.conv1d.padding,
+TRANSPOSED = {
     aten.conv_transpose1d.default,
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,
 }
+"""operators whose weight has its output channels on axis 1"""
+
+WEIGHTED = QUANTIZABLE | TRANSPOSED | {aten.conv1d.default, aten.conv1d.padding}
 """all operators that multiply by a weight"""
 
 CLIPPING = {
@@ -80,6 +84,8 @@ SENSITIVE = ("x_proj", "dt_proj")
 ANNOTATION = "quantization_annotation"
 """the key of a node's `meta` under which torchao looks for annotations"""
 
+MOST_BITS = 8
+
 ACTIVATION = QuantizationSpec(
     dtype=torch.uint8,
     quant_min=0,
@@ -87,21 +93,12 @@ ACTIVATION = QuantizationSpec(
     qscheme=torch.per_tensor_affine,
     observer_or_fake_quant_ctr=PerTensorFakeQuantize,
 )
-WEIGHT = QuantizationSpec(
-    dtype=torch.int8,
-    quant_min=-127,
-    quant_max=127,
-    qscheme=torch.per_channel_symmetric,
-    ch_axis=0,
-    observer_or_fake_quant_ctr=PerChannelFakeQuantize,
-)
-
-
 class Int8Quantizer(Quantizer):
     """Annotates a graph for 8-bit convolutions, linear layers and residual additions.
 
     Selective scans, normalisations, attention products and transposed convolutions stay in
-    float. After `annotate`, `float_layers` and `quantized_layers` name the weighted layers.
+    float. With fewer bits, the weights of all layers are rounded (transposed ones too) and
+    nothing else. After `annotate`, `float_layers` and `quantized_layers` name the weighted layers.
 
     Args:
         keep_first_float: layers that see the image itself, in float.
@@ -109,6 +106,8 @@ class Int8Quantizer(Quantizer):
         keep_float: names of layers or of blocks of layers, in float. A name matches wherever it
             is a run of whole components of a layer's path: "fc" is in "head.fc" and "fc.0".
         keep_layers: whole paths of single layers, in float.
+        weight_bits: 8, or fewer for weights alone; 2 are ternary (-1, 0, 1).
+        per_channel: whether each output channel of a weight has a scale of its own.
     """
 
     def __init__(
@@ -118,11 +117,15 @@ class Int8Quantizer(Quantizer):
         keep_last_float: bool,
         keep_float: Sequence[str],
         keep_layers: Collection[str] = (),
+        weight_bits: int = 8,
+        per_channel: bool = True,
     ) -> None:
         self.keep_first_float = keep_first_float
         self.keep_last_float = keep_last_float
         self.keep_float = tuple(keep_float)
         self.keep_layers = frozenset(keep_layers)
+        self.weight_bits = weight_bits
+        self.per_channel = per_channel
         self.float_layers: tuple[str, ...] = ()
         self.quantized_layers: tuple[str, ...] = ()
 
@@ -137,25 +140,49 @@ class Int8Quantizer(Quantizer):
         chosen = [node for node in layers if self._is_quantized(node, layers)]
         if not chosen:
             message = (
-                f"nothing could be quantised: of {len(layers)} weighted layers none is a 2-D or "
-                "3-D convolution or linear layer that may leave float; see keep_first_float, "
+                f"nothing could be quantised: of {len(layers)} weighted layers none is "
+                f"{self._what_is_quantized()} that may leave float; see keep_first_float, "
                 "keep_last_float and keep_float"
             )
             raise MedliteError(message)
         self.quantized_layers = _names(chosen)
         self.float_layers = _names([node for node in layers if node not in chosen])
         for node in chosen:
-            _annotate_layer(node)
-        for node in model.graph.nodes:
-            _annotate_neighbour(node)
+            weight = self._weight_spec(node)
+            if self.is_weight_only:
+                _annotate(node, inputs={node.args[1]: weight})
+            else:
+                _annotate_layer(node, weight)
+        if not self.is_weight_only:
+            for node in model.graph.nodes:
+                _annotate_neighbour(node)
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Nothing is left to check: `annotate` only marks what the runtimes can hold."""
 
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether activations stay in float."""
+        return self.weight_bits < MOST_BITS
+
+    def _weight_spec(self, node: Node) -> QuantizationSpec:
+        largest_code = 2 ** (self.weight_bits - 1) - 1
+        return QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-largest_code,
+            quant_max=largest_code,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=int(node.target in TRANSPOSED),
+            observer_or_fake_quant_ctr=PerChannelFakeQuantize.with_args(
+                shares_scale=not self.per_channel
+            ),
+        )
+
     def _is_quantized(self, node: Node, layers: Sequence[Node]) -> bool:
         weight: Any = node.args[1]
-        if node.target not in QUANTIZABLE or weight.op != "get_attr":
+        allowed = WEIGHTED if self.is_weight_only else QUANTIZABLE
+        if node.target not in allowed or weight.op != "get_attr":
             return False
         if self.keep_first_float and not meets(node, layers, "before"):
             return False
@@ -165,6 +192,11 @@ class Int8Quantizer(Quantizer):
         if path in self.keep_layers:
             return False
         return not any(matches(name, path) for name in (*SENSITIVE, *self.keep_float))
+
+    def _what_is_quantized(self) -> str:
+        if self.is_weight_only:
+            return "a convolution or linear layer"
+        return "a 2-D or 3-D convolution or linear layer"
 
 
 def layer_name(node: Node) -> str:
@@ -180,9 +212,9 @@ def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer_name(node) for node in nodes))
 
 
-def _annotate_layer(node: Node) -> None:
+def _annotate_layer(node: Node, weight_spec: QuantizationSpec) -> None:
     source, weight = cast("tuple[Node, Node]", node.args[:2])
-    inputs = {weight: WEIGHT}
+    inputs = {weight: weight_spec}
     if source.target in DROPOUTS:
         # Rounded before it is thinned out and scaled, or training would see another range.
         _annotate(source, inputs={source.args[0]: ACTIVATION})
