@@ -138,7 +138,7 @@ class Artifact:
     output_shape: tuple[int, ...]
     """(K,) or (K, H, W[, D])"""
     precision: str
-    """"fp32" or "int8" """
+    """"fp32"; "int8"; "w4", "w3" or "w2" (weights alone, in so many bits); "fp16" or "bf16" """
     num_bytes: int
     sha256: str
     imports: tuple[str, ...] = ()

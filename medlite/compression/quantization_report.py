@@ -66,6 +66,6 @@ def _describe_weights(quantizer: Int8Quantizer, share: str, scales: str, how: st
     }[bits]
     return (
         f"weights in {bits} bits{ternary} in {share}, with one scale {scales}, activations in "
-        f"float; {how}. Stored in {stored}, 8 in other formats; a runtime computes in float: "
-        "smaller files, not faster"
+        f"float; {how}. Stored in {stored}, 8 in torch's, and ExecuTorch cannot hold them; a "
+        "runtime computes in float: smaller files, not faster"
     )

@@ -22,7 +22,8 @@ from medlite.export.onnx_file import OUTPUT_NAME, to_onnx
 from medlite.export.trace import deployable, layer_of, trace
 from medlite.types import Artifact
 
-TOLERANCES = {"fp32": 1e-3, "int8": 0.1}
+TOLERANCES = {"fp32": 1e-3, "int8": 0.1, "w4": 1e-3, "w3": 1e-3, "w2": 1e-3}
+TOLERANCES |= {"fp16": 0.02, "bf16": 0.1}
 """By precision, relative to the layer's largest value; 8-bit layers may differ by some steps."""
 
 

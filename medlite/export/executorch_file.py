@@ -22,6 +22,7 @@ from torch.fx.traceback import NodeSource
 
 from medlite.errors import ExportError
 from medlite.export.decompose import decompose
+from medlite.export.precision import weight_bits
 from medlite.export.trace import custom_operators, first_line
 from medlite.export.xnnpack_forms import XNNPACK_FORMS
 
@@ -49,8 +50,16 @@ def to_executorch(program: ExportedProgram) -> bytes:
     """Translate `program` for batches of one image, and run it once.
 
     Raises:
-        ExportError: as `lower`, or ExecuTorch cannot run what it wrote.
+        ExportError: as `lower`, or weights alone are quantised, or ExecuTorch cannot run what it
+            wrote.
     """
+    bits = weight_bits(program)
+    if bits is not None:
+        message = (
+            f"ExecuTorch cannot hold weights of {bits} bits beside activations in float; set "
+            "weight_bits=8, or take runtime=onnxruntime or runtime=openvino"
+        )
+        raise ExportError(message)
     program = _of_one_image(program)
     lowered = lower(program)
     _try_out(lowered, program.example_inputs[0])

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from medlite.errors import ExportError, did_you_mean
 from medlite.export.onnx_file import for_engine, is_same_for_all_engines, save, to_onnx
+from medlite.export.precision import precision_of, weight_bits
 from medlite.export.trace import custom_operators, deployable, modules_registering, trace
 from medlite.optional import require
 from medlite.types import Artifact
@@ -25,8 +26,8 @@ def export(
     """Write `net` as `<directory>/<stem>.*` and describe what was written.
 
     The network may be an ordinary module, which is exported in its deployable form
-    (`net.deploy()` where it has that), or a graph that pt2e quantisation converted, whose
-    precision is then "int8". The files appear under their names only when they are complete.
+    (`net.deploy()` where it has that), or a graph that pt2e quantisation converted or that was
+    cast to half precision. The files appear under their names only when they are complete.
 
     Args:
         net: (B, C, H, W[, D]) float32 -> logits (B, K[, H, W, D]).
@@ -97,6 +98,12 @@ class _Traced:
 
 
 def _write_onnx(traced: _Traced, path: Path) -> None:
+    if precision_of(traced.program) == "bf16":
+        message = (
+            "ONNX Runtime has no bfloat16 kernels for the CPU; set "
+            "compression.half.dtype=float16, or take runtime=openvino or runtime=torch"
+        )
+        raise ExportError(message)
     traced.save_onnx(path, engine="onnxruntime")
 
 
@@ -111,6 +118,9 @@ def _write_openvino(traced: _Traced, path: Path) -> None:
     except RuntimeError as error:
         message = f"OpenVINO cannot read the ONNX form of this network: {error}"
         raise ExportError(message) from error
+    if weight_bits(traced.program) is not None:
+        # otherwise linear layers with 4-bit weights round their inputs to 8 bits by themselves
+        model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
@@ -160,7 +170,7 @@ def _write(
         format=format,
         input_shape=tuple(input_shape),
         output_shape=_output_shape(traced.program),
-        precision="int8" if any("quantized_decomposed" in name for name in operators) else "fp32",
+        precision=precision_of(traced.program),
         num_bytes=sum(file.stat().st_size for file in files),
         sha256=digest(files),
         imports=imports,

@@ -12,7 +12,9 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch.export import ExportedProgram
 
 from medlite.errors import ExportError
+from medlite.export import packed_weights
 from medlite.export.decompose import decompose, with_decomposition
+from medlite.export.precision import weight_bits
 from medlite.export.trace import custom_operators, first_line, layer_of
 
 INPUT_NAME = "images"
@@ -62,11 +64,13 @@ def translate(program: ExportedProgram, engine: str, **options: Any) -> torch.on
     table = _translations(program, engine)
     translated_names = {operator._schema.name for operator in table}
     program = decompose(program, with_decomposition(program) - translated_names)
+    bits = weight_bits(program)
     try:
         translated = torch.onnx.export(
             program,
             (),
             dynamo=True,
+            opset_version=packed_weights.OPSETS.get(bits) if bits else None,
             external_data=False,
             verbose=False,
             optimize=False,
@@ -98,6 +102,11 @@ def for_engine(translated: torch.onnx.ONNXProgram, engine: str) -> torch.onnx.ON
         lower_scans(model, engine)
     copied = torch.onnx.ONNXProgram(model, translated.exported_program)
     copied.optimize()
+    packed_weights.merge_equal_scales(copied.model)
+    program = translated.exported_program
+    bits = program and weight_bits(program)
+    if bits in packed_weights.OPSETS:
+        packed_weights.pack_weights(copied.model, bits, engine)
     return copied
 
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class Tolerance:
     """How far a runtime may be from torch.
 
-    Float graphs are held to their logits. Graphs of 8-bit integers are held to their decisions:
-    engines round half a step differently, so one logit may move by a whole step of the last
-    layer's scale although both are right.
+    Float graphs are held to their logits, also where their weights are stored in few bits.
+    Graphs of 8-bit integers are held to their decisions: engines round half a step differently,
+    so one logit may move by a whole step of the last layer's scale although both are right.
+    Half precision is held to both, with room for engines that compute in float32 instead.
     """
 
     max_relative_difference: float | None
@@ -36,9 +37,16 @@ class Tolerance:
     """between the two masks, for segmentation"""
 
 
+_FLOAT = Tolerance(max_relative_difference=1e-3, max_flip_ratio=1e-3, min_dice=0.999)
+
 TOLERANCES = {
-    "fp32": Tolerance(max_relative_difference=1e-3, max_flip_ratio=1e-3, min_dice=0.999),
+    "fp32": _FLOAT,
     "int8": Tolerance(max_relative_difference=None, max_flip_ratio=0.02, min_dice=0.98),
+    "w4": _FLOAT,
+    "w3": _FLOAT,
+    "w2": _FLOAT,
+    "fp16": Tolerance(max_relative_difference=0.02, max_flip_ratio=0.005, min_dice=0.995),
+    "bf16": Tolerance(max_relative_difference=0.1, max_flip_ratio=0.02, min_dice=0.98),
 }
 """By the precision of the artifact. A float decision may flip where two logits are equal to
 within the rounding of float32, hence its ratio is not 0."""
@@ -87,7 +95,7 @@ def check_parity(
             8-bit artifact the quantised one).
         runtime_logits: the same shape.
         labels: what the logits mean.
-        precision: of the artifact, "fp32" or "int8"; chooses the tolerance.
+        precision: of the artifact, a key of `TOLERANCES`.
         metric: logits to the task metric, where targets are at hand.
 
     Raises:
