@@ -72,19 +72,19 @@ def cast_to_half(
     """Put casts into `graph`, and halve the tensors of its state that layers read.
 
     Args:
-        graph: (B, C, H, W[, D]) float32 -> logits; edited in place.
+        graph: (B, C, H, W[, D]) float32 -> logits; of no use afterwards.
         input_shape: (C, H, W[, D]) of one sample.
         dtype: float16 or bfloat16.
 
     Returns:
-        `graph`, in evaluation mode; float32 in and out.
+        The edited graph, float32 in and out; `train()` and `eval()` change nothing in it.
     """
     _halve_state(graph, dtype)
     _Caster(graph, dtype).run(torch.zeros(2, *input_shape))
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
-    graph.recompile()
-    return graph.requires_grad_(False)
+    # a fresh module, because exported ones refuse train() and eval()
+    return GraphModule(graph, graph.graph).eval().requires_grad_(False)
 
 
 class _Caster(Interpreter):

@@ -8,8 +8,10 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-ROUND = torch.ops.quantized_decomposed.quantize_per_tensor.default
-UNROUND_CHANNELS = torch.ops.quantized_decomposed.dequantize_per_channel.default
+ROUND = "quantized_decomposed.quantize_per_tensor.default"
+UNROUND_CHANNELS = "quantized_decomposed.dequantize_per_channel.default"
+
+"""names, because the operators exist only where something has quantised"""
 
 LARGEST_CODE = 5
 """the position of the largest code among the arguments of `UNROUND_CHANNELS`"""
@@ -24,7 +26,7 @@ def precision_of(program: ExportedProgram) -> str:
         "int8" where activations are rounded; "w4", "w3" or "w2" where weights alone are, to so
         many bits; "fp16" or "bf16" where layers work in half precision; otherwise "fp32".
     """
-    if any(node.target == ROUND for node in program.graph.nodes):
+    if any(str(node.target) == ROUND for node in program.graph.nodes):
         return "int8"
     bits = weight_bits(program)
     if bits is not None:
@@ -36,9 +38,9 @@ def precision_of(program: ExportedProgram) -> str:
 def weight_bits(program: ExportedProgram) -> int | None:
     """The bits of weights that alone are rounded; None where no weight is, or not alone."""
     nodes = list(program.graph.nodes)
-    if any(node.target == ROUND for node in nodes):
+    if any(str(node.target) == ROUND for node in nodes):
         return None
-    largest_codes = [node.args[LARGEST_CODE] for node in nodes if node.target == UNROUND_CHANNELS]
+    largest_codes = [node.args[LARGEST_CODE] for node in nodes if str(node.target) == UNROUND_CHANNELS]
     return max(map(_bits_of, largest_codes), default=None)
 
 

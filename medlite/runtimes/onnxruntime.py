@@ -22,6 +22,9 @@ BATCH_AXIS = "batch"
 _EIGHT_BIT = ("QLinear", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "DynamicQuantizeM")
 """How the operators begin that compute on 8-bit integers."""
 
+_WEIGHTS_ALONE = {"w4", "w3", "w2"}
+"""The precisions of artifacts that hold integers without computing on any."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntime:
@@ -69,7 +72,9 @@ class OnnxRuntime:
 
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "optimised.onnx"
-            options = self.session_options(hardware, batch_size=1)
+            options = self.session_options(
+                hardware, batch_size=1, precision=artifact.precision
+            )
             options.optimized_model_filepath = str(path)
             onnxruntime.InferenceSession(
                 str(artifact.path), options, providers=_providers(hardware)
@@ -78,8 +83,15 @@ class OnnxRuntime:
         counts = Counter(_operator_names(graph))
         return {_label(name): count for name, count in sorted(counts.items())}
 
-    def session_options(self, hardware: Hardware, *, batch_size: int) -> Any:
-        """`onnxruntime.SessionOptions` as every session of this runtime uses them."""
+    def session_options(self, hardware: Hardware, *, batch_size: int, precision: str) -> Any:
+        """`onnxruntime.SessionOptions` as every session of this runtime uses them.
+
+        Args:
+            hardware: sets the threads.
+            batch_size: the graph is optimised for it.
+            precision: of the artifact; weights that alone are stored in few bits are unpacked
+                once, when the session is made, and not at every query.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -91,6 +103,8 @@ class OnnxRuntime:
         options.add_session_config_entry(
             "session.intra_op.allow_spinning", "1" if self.allow_spinning else "0"
         )
+        if precision in _WEIGHTS_ALONE:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.add_free_dimension_override_by_name(BATCH_AXIS, batch_size)
         return options
 
@@ -101,6 +115,7 @@ class OnnxSession:
     def __init__(self, runtime: OnnxRuntime, artifact: Artifact, hardware: Hardware) -> None:
         self._runtime = runtime
         self._path = str(artifact.path)
+        self._precision = artifact.precision
         self._hardware = hardware
         self._sessions: dict[int, Any] = {}
         self._input_name = ""
@@ -110,7 +125,9 @@ class OnnxSession:
         import onnxruntime
 
         if batch_size not in self._sessions:
-            options = self._runtime.session_options(self._hardware, batch_size=batch_size)
+            options = self._runtime.session_options(
+                self._hardware, batch_size=batch_size, precision=self._precision
+            )
             session = onnxruntime.InferenceSession(
                 self._path, options, providers=_providers(self._hardware)
             )

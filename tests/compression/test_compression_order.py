@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from medlite.compression.distillation import Distillation
 from medlite.compression.fine_tuning import FineTuning
 from medlite.compression.fusion import Fuse
+from medlite.compression.half_precision import HalfPrecision
 from medlite.compression.low_rank import LowRank
 from medlite.compression.nncf_quantization import NncfQuantization
 from medlite.compression.order import check_order
@@ -30,6 +31,7 @@ STEPS = {
     "ptq": PostTrainingQuantization,
     "selective_ptq": SelectivePrecision,
     "nncf_ptq": NncfQuantization,
+    "half": HalfPrecision,
 }
 
 

@@ -101,3 +101,14 @@ def test_a_channel_of_zeros_stays_zero():
     part = weight_part()
     part.mode = "apply"
     assert torch.equal(part(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_percentiles_cut_off_outliers_and_keep_zero():
+    values = torch.cat([torch.linspace(1.0, 2.0, 9990), torch.full((10,), 500.0)])
+    part = activation_part()
+    for mode in ("measure", "count"):
+        part.mode = mode
+        part(values)
+    part.set_range_of_percentile(99.0)
+    assert part.low.item() == 0.0
+    assert part.high.item() == pytest.approx(1.99, rel=0.01)

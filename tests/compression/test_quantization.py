@@ -68,7 +68,7 @@ def dice(logits, mask):
     return 2 * (is_inside & (mask > 0)).sum() / (is_inside.sum() + mask.sum())
 
 
-@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize("method", ["minmax", "mse", "percentile"])
 def test_post_training_quantisation_stays_close_to_float(trained_unet, spec, method):
     batch = make_batch(spec, 16, seed=50)
     step = PostTrainingQuantization(calibration_samples=32, method=method)
@@ -387,7 +387,9 @@ def test_ranges_of_another_structure_are_refused(trained_unet, spec):
         ({"epochs": 0}, "epochs: 0 is not a whole number from 1 up"),
         ({"learning_rate": -1.0}, "learning_rate: -1.0 is not above 0"),
         ({"calibration_samples": 0}, "calibration_samples: 0 is not a whole number"),
-        ({"method": "median"}, "method: 'median' is not one of minmax, mse"),
+        ({"method": "median"}, "method: 'median' is not one of minmax, mse, percentile"),
+        ({"percentile": 100.0}, r"percentile: 100.0 is not in \(50, 100\)"),
+        ({"weight_bits": 5}, "weight_bits: 5 is not one of 8, 4, 3, 2"),
         ({"freeze_observers_at": 1.5}, r"freeze_observers_at: 1.5 is not in \[0, 1\]"),
     ],
 )
