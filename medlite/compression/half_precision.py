@@ -83,8 +83,8 @@ class HalfPrecision:
             f"{self.dtype} in {num_layers} weighted layers and in what lies between them; "
             "normalisations, softmax, sums, exponentials and scans in float32, as inputs and "
             f"logits; weights {_size_kib(deployed):,.0f} KiB -> {_size_kib(graph):,.0f} KiB "
-            "(ExecuTorch keeps float32 copies in its files). CPUs rarely compute in it, and convert "
-            f"instead: seldom faster there{where}"
+            "(ExecuTorch keeps float32 copies in its files). CPUs rarely compute in it, and "
+            f"convert instead: seldom faster there{where}"
         )
 
     @torch.no_grad()

@@ -93,6 +93,8 @@ ACTIVATION = QuantizationSpec(
     qscheme=torch.per_tensor_affine,
     observer_or_fake_quant_ctr=PerTensorFakeQuantize,
 )
+
+
 class Int8Quantizer(Quantizer):
     """Annotates a graph for 8-bit convolutions, linear layers and residual additions.
 

@@ -123,10 +123,10 @@ class _RoundStraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest_code: int) -> Tensor:  # noqa: ANN401, ARG004
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest_code: int) -> Tensor:
         codes = (weight.float() * (1 / scale)).round().clamp(-largest_code, largest_code)
         return (codes * scale).to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401, ARG004
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0], None, None

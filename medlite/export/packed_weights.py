@@ -26,11 +26,12 @@ def pack_weights(model: ir.Model, bits: int, engine: str) -> None:
         bits: of the weights, at most 4.
         engine: "onnxruntime" or "openvino".
     """
-    is_tiny = bits == 2 and engine == "onnxruntime"  # noqa: PLR2004
+    is_tiny = bits == 2 and engine == "onnxruntime"
     kind = ml_dtypes.int2 if is_tiny else ml_dtypes.int4
     for node in _unpackers(model):
-        codes, scale = node.inputs[:2]
-        assert codes is not None and codes.const_value is not None and scale is not None
+        codes = node.inputs[0]
+        assert codes is not None
+        assert codes.const_value is not None
         packed = ir.Tensor(codes.const_value.numpy().astype(kind), name=codes.name)
         codes.const_value = packed
         codes.dtype = packed.dtype
@@ -46,16 +47,16 @@ def merge_equal_scales(model: ir.Model) -> None:
         scales = node.inputs[1]
         assert scales is not None
         values = scales.const_value
-        if values is None or values.size < 2 or np.ptp(values.numpy()) > 0:  # noqa: PLR2004
+        if values is None or values.size < 2 or np.ptp(values.numpy()) > 0:
             continue
         name = f"{node.outputs[0].name}_scale"
         node.replace_input_with(1, _constant(model, name, values.numpy().reshape(-1)[0]))
-        if len(node.inputs) > 2 and node.inputs[2] is not None:  # noqa: PLR2004
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
             name = f"{node.outputs[0].name}_zero_point"
             node.replace_input_with(2, _constant(model, name, np.int8(0)))
         node.attributes.pop("axis", None)
         if scales.is_initializer() and not scales.uses():
-            del model.graph.initializers[scales.name]
+            model.graph.initializers.pop(str(scales.name))
 
 
 def _unpackers(model: ir.Model) -> list[ir.Node]:
@@ -69,7 +70,8 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _constant(model: ir.Model, name: str, number: np.generic) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(number), name=name))
-    value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
+    tensor = ir.Tensor(np.asarray(number), name=name)
+    shape, kind = ir.Shape([]), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
     model.graph.register_initializer(value)
     return value

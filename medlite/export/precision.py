@@ -40,7 +40,9 @@ def weight_bits(program: ExportedProgram) -> int | None:
     nodes = list(program.graph.nodes)
     if any(str(node.target) == ROUND for node in nodes):
         return None
-    largest_codes = [node.args[LARGEST_CODE] for node in nodes if str(node.target) == UNROUND_CHANNELS]
+    largest_codes = [
+        node.args[LARGEST_CODE] for node in nodes if str(node.target) == UNROUND_CHANNELS
+    ]
     return max(map(_bits_of, largest_codes), default=None)
 
 

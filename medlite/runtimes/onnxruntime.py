@@ -72,9 +72,7 @@ class OnnxRuntime:
 
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "optimised.onnx"
-            options = self.session_options(
-                hardware, batch_size=1, precision=artifact.precision
-            )
+            options = self.session_options(hardware, batch_size=1, precision=artifact.precision)
             options.optimized_model_filepath = str(path)
             onnxruntime.InferenceSession(
                 str(artifact.path), options, providers=_providers(hardware)

@@ -1,11 +1,12 @@
 import io
+import re
 
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from toy_world import TinyUNet, make_batch, make_context, make_spec, train
 from torch import nn
+from toy_world import TinyUNet, make_batch, make_context, make_spec, train
 
 from medlite.compression.half_precision import HalfPrecision
 from medlite.errors import ConfigError, ExportError, MedliteError
@@ -150,8 +151,9 @@ def test_runtimes_agree_with_torch(tmp_path, mixed, trained_unet, spec):
             assert relative_difference(logits, halved(image)) < 5e-3
 
 
-def test_the_file_is_half_as_large(tmp_path, spec):
+def test_the_file_is_half_as_large(tmp_path):
     torch.manual_seed(0)
+    spec = make_spec(image_size=(8, 8))
     net = TinyUNet(width=64).eval()
     halved, _ = HalfPrecision().apply(net, make_context(spec))
     options = {"format": "onnx", "input_shape": spec.input_shape, "directory": tmp_path}
@@ -166,7 +168,7 @@ def test_bfloat16_runs_on_openvino_and_is_refused_for_onnx_runtime(tmp_path, tra
     image = make_batch(spec, 4, seed=5).image
     logits = torch.from_numpy(OpenVinoRuntime().load(artifact, HARDWARE)(image.numpy()))
     assert relative_difference(logits, halved(image)) < 0.05
-    with pytest.raises(ExportError, match=r"no bfloat16 kernels .* half.dtype=float16, or take"):
+    with pytest.raises(ExportError, match=r"no bfloat16 kernels .*half.dtype=float16, or take"):
         export(halved, format="onnx", **options)
 
 
@@ -175,7 +177,8 @@ def test_the_report_says_what_is_saved_and_that_cpus_seldom_gain(trained_unet, s
     HalfPrecision(dtype="bfloat16").apply(trained_unet, context)
     line = context.report.lines["half precision"]
     assert "bfloat16 in 5 weighted layers" in line
-    assert "57 KiB -> 29 KiB" in line
+    before, after = map(int, re.search(r"(\d+) KiB -> (\d+) KiB", line).groups())
+    assert 0.45 < after / before < 0.55
     assert "seldom faster there, and not at all on ONNX Runtime's CPU" in line
 
 
@@ -183,7 +186,9 @@ def test_numbers_too_large_for_float16_are_refused(spec):
     net = train(TinyUNet(), make_spec(), epochs=1)
     with torch.no_grad():
         net.head.weight.mul_(1e6)
-    with pytest.raises(MedliteError, match=r"float16 gives logits that are not finite .* bfloat16"):
+    with pytest.raises(
+        MedliteError, match=r"float16 gives logits that are not finite .*dtype=bfloat16"
+    ):
         HalfPrecision().apply(net, make_context(spec))
     HalfPrecision(dtype="bfloat16").apply(net, make_context(spec))
 
