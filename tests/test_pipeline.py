@@ -123,6 +123,25 @@ def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, caps
     assert not list(tmp_path.glob("store/*/weights.pt"))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("compression=half", "compression.half.dtype=bfloat16", "runtime=onnxruntime"),
+            "runtime=onnxruntime, compression=half: ONNX Runtime's CPU kernels lack bfloat16",
+        ),
+        (
+            ("compression=ptq", "compression.ptq.weight_bits=4", "runtime=executorch"),
+            "runtime=executorch, compression=ptq: ExecuTorch holds no weights of 4 bits alone",
+        ),
+    ],
+)
+def test_what_a_runtime_cannot_hold_is_told_before_training(tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        run_words(tmp_path, *words)
+    assert not list(tmp_path.glob("store/*/weights.pt"))
+
+
 def test_a_plan_follows_its_settings(tmp_path):
     words = ("compression=prune", *SMALL_GROUPS, "stages=[train,compress]", "control=false")
     for ratio in (0.5, 0.25):

@@ -47,6 +47,14 @@ class HalfPrecision:
         known = ", ".join(DTYPES)
         check_options([("dtype", self.dtype, self.dtype in DTYPES, f"one of {known}")])
 
+    @property
+    def refused_formats(self) -> dict[str, str]:
+        """Formats of artifacts that cannot hold it, and what to do about that."""
+        if self.dtype == "float16":
+            return {}
+        remedy = "ONNX Runtime's CPU kernels lack bfloat16; take dtype=float16 or runtime=openvino"
+        return {"onnx": remedy}
+
     def apply(
         self, net: nn.Module, context: CompressionContext
     ) -> tuple[nn.Module, dict[str, Any]]:

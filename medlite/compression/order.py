@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Stage = Literal["structure", "train", "numeric"]
 """structure: channels or layers go. train: only weights change. numeric: the arithmetic changes,
-and the result is an integer graph in which nothing can be trained or cut any more."""
+and the result is a fixed graph in which nothing can be trained or cut any more."""
 
 
 def check_order(steps: Mapping[str, Any]) -> list[str]:
@@ -39,9 +39,11 @@ def _problems(name: str, step: Any, later_name: str, later: Any) -> list[str]:
     if step.stage != "numeric":
         return []
     if later.stage == "numeric":
-        return [f"compression: '{name}' and '{later_name}' both quantise; give one of them"]
+        return [
+            f"compression: '{name}' and '{later_name}' both choose the arithmetic; give one of them"
+        ]
     return [
-        f"compression: '{later_name}' cannot follow '{name}', whose result is an integer graph; "
+        f"compression: '{later_name}' cannot follow '{name}', whose result is a fixed graph; "
         f"put '{name}' last"
     ]
 

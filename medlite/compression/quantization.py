@@ -76,6 +76,11 @@ class PostTrainingQuantization:
     def __post_init__(self) -> None:
         check_options(_rules(self))
 
+    @property
+    def refused_formats(self) -> dict[str, str]:
+        """Formats of artifacts that cannot hold it, and what to do about that."""
+        return _refused_formats(self.weight_bits)
+
     def apply(
         self, net: nn.Module, context: CompressionContext
     ) -> tuple[nn.Module, dict[str, Any]]:
@@ -142,6 +147,11 @@ class QuantizationAwareTraining:
                 ("freeze_observers_at", self.freeze_observers_at, freezes, "in [0, 1]"),
             ]
         )
+
+    @property
+    def refused_formats(self) -> dict[str, str]:
+        """Formats of artifacts that cannot hold it, and what to do about that."""
+        return _refused_formats(self.weight_bits)
 
     def apply(
         self, net: nn.Module, context: CompressionContext
@@ -214,6 +224,13 @@ def _rules(
         ("percentile", percentile, 50 < percentile < 100, "in (50, 100)"),
         ("weight_bits", bits, bits in WEIGHT_BITS, f"one of {known_bits}"),
     ]
+
+
+def _refused_formats(weight_bits: int) -> dict[str, str]:
+    if weight_bits == WEIGHT_BITS[0]:
+        return {}
+    remedy = "set weight_bits=8, or take runtime=onnxruntime or runtime=openvino"
+    return {"executorch": f"ExecuTorch holds no weights of {weight_bits} bits alone; {remedy}"}
 
 
 def _calibrate(

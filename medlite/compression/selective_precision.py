@@ -20,8 +20,9 @@ from medlite.compression.precision_search import (
     counts_to_verify,
     most_sensitive_first,
 )
-from medlite.compression.quantization import CALIBRATION_BATCH_SIZE, METHODS
+from medlite.compression.quantization import CALIBRATION_BATCH_SIZE
 from medlite.compression.quantized_graph import (
+    PASSES,
     activation_ranges,
     calibrate,
     convert,
@@ -61,7 +62,7 @@ class SelectivePrecision:
             which needs many images: on few of them most layers lose nothing or one decision.
         validation_batches: what the objective is measured on.
         calibration_samples: training images that set the ranges of activations.
-        method: how they set them, "minmax" or "mse"; see `PostTrainingQuantization`.
+        method: how they set them; see `PostTrainingQuantization` ("percentile" cuts at 99.99).
         keep_float: names of layers or blocks that stay in float in any case.
     """
 
@@ -88,7 +89,7 @@ class SelectivePrecision:
                 _one_of("order_by", self.order_by, ORDERS),
                 ("validation_batches", batches, batches >= 1, least_one),
                 ("calibration_samples", samples, samples >= 1, least_one),
-                _one_of("method", self.method, METHODS),
+                _one_of("method", self.method, tuple(PASSES)),
             ]
         )
 

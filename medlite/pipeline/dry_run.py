@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from medlite.errors import ConfigError
 from medlite.pipeline.job import Job
 from medlite.pipeline.teachers import Finished, as_one, find_teachers
 from medlite.types import CompressionContext, CompressionStep, FitHooks
@@ -35,12 +36,25 @@ def plan_steps(job: Job) -> list[PlannedLine]:
     """
     lines: list[PlannedLine] = []
     net = job.build_net(job.config.model).eval()
+    _check_formats(job)
     for name, step in job.steps.items():
         torch.manual_seed(job.config.seed)
         found: list[tuple[str, str]] = []
         net, _ = step.apply(net, _dry_context(job, step, found))
         lines += [PlannedLine(name, topic, text) for topic, text in found]
     return lines
+
+
+def _check_formats(job: Job) -> None:
+    """Refuse runtimes whose format cannot hold what a step leaves."""
+    problems = [
+        f"runtime={runtime_name}, compression={name}: {refused[runtime.format]}"
+        for name, step in job.steps.items()
+        for runtime_name, runtime in job.runtimes.items()
+        if runtime.format in (refused := getattr(step, "refused_formats", {}))
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def as_markdown(lines: list[PlannedLine]) -> str:

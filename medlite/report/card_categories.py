@@ -88,9 +88,9 @@ def precision_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     steps = result.config.get("compression") or {}
     yield declared("Compression", result.choices.get("compression", "none"))
     sizes = ", ".join(
-        f"{name}: {count} images"
+        f"{name}: {images} images"
         for name, options in steps.items()
-        if (count := dict(options or {}).get("calibration_samples")) is not None
+        if (images := calibration_samples(options or {})) is not None
     )
     calibration = declared("Calibration set", sizes)
     yield (
@@ -105,6 +105,11 @@ def precision_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     for runtime in found.runtimes():
         count = found.get(f"operators/{runtime}/int8_count")
         yield measured(f"8-bit operators, {runtime}", count, "the graph was not read")
+
+
+def calibration_samples(options: Mapping[str, Any]) -> int | None:
+    """Images that set the ranges of a step; weights alone, below 8 bits, need none."""
+    return options.get("calibration_samples") if options.get("weight_bits", 8) == 8 else None
 
 
 def protocol_fields(result: RunResult) -> Iterable[CardField]:

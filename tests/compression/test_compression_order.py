@@ -58,13 +58,13 @@ def test_sensible_orders_have_no_problem(names):
 def test_nothing_follows_an_integer_graph():
     (problem,) = problems("qat", "prune")
     assert problem == (
-        "compression: 'prune' cannot follow 'qat', whose result is an integer graph; put 'qat' last"
+        "compression: 'prune' cannot follow 'qat', whose result is a fixed graph; put 'qat' last"
     )
 
 
 def test_a_net_is_quantised_once():
     assert problems("ptq", "qat") == [
-        "compression: 'ptq' and 'qat' both quantise; give one of them"
+        "compression: 'ptq' and 'qat' both choose the arithmetic; give one of them"
     ]
 
 
