@@ -22,20 +22,20 @@ from medlite.report import compare
 
 CELLS = (
     *("dataset=image_folder", "dataset.root={data}/wbc_seg/dataset1", "dataset.in_channels=3"),
-    *("dataset.modality=microscopy", "dataset.group_kind=image", "train.epochs=20"),
+    *("dataset.modality=microscopy", "dataset.group_kind=image", "train.epochs=12"),
 )
 CELL_CLASSES = (
     *("dataset.csv=../Class_Labels_of_Dataset_1.csv", "dataset.path_column='image ID'"),
-    *("dataset.label_column='class label'", "dataset.image_size=[128,128]"),
+    *("dataset.label_column='class label'", "dataset.image_size=[64,64]"),
     "dataset.class_names={1:neutrophil,2:lymphocyte,3:monocyte,4:eosinophil,5:basophil}",
 )
 CELL_MASKS = (
-    *("dataset.task=segmentation", "dataset.image_size=[128,128]"),
+    *("dataset.task=segmentation", "dataset.image_size=[64,64]"),
     "dataset.mask_classes={0:background,128:cytoplasm,255:nucleus}",
 )
 RETINA = (
     *("dataset=medmnist", "dataset.flag=retinamnist", "dataset.root={data}/retinamnist"),
-    *("dataset.download=false", "train.epochs=20"),
+    *("dataset.download=false", "train.epochs=12"),
 )
 NODULES = ("dataset=lidc_nodules", "train.epochs=6")
 
@@ -47,7 +47,7 @@ CASES = {
     "nodules-unet": (*NODULES, "model=unet"),
     "nodules-ultralight_vm_unet": (*NODULES, "model=ultralight_vm_unet"),
 }
-RECIPES = ("none", "ptq", "qat", "prune", "[prune,ptq]", "[prune,qat]", "[distill,prune,qat]")
+RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
 SHARED = (
     *("hardware=cpu_1_thread", "logger=none", "benchmark.num_queries=100"),
     *("benchmark.throughput_seconds=.2", "benchmark.energy_seconds=0"),
