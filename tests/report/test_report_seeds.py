@@ -7,6 +7,7 @@ import pytest
 from fake_run import make_run
 from test_report_compare import make_row
 
+from medlite.__main__ import _show_sweep
 from medlite.report.compare import main
 from medlite.report.frontier import frontier_chart
 from medlite.report.result import write_result
@@ -67,6 +68,23 @@ def test_the_verb_puts_seeds_together(tmp_path, capsys):
     assert float(row["metric_half_width"]) == 0.0
     assert main([str(tmp_path)]) == 0
     assert "ranking of single seeds" in capsys.readouterr().out
+
+
+def test_a_sweep_ends_in_a_table_of_its_own_runs(tmp_path, capsys):
+    runs = [tmp_path / "runs" / name for name in ("one", "two", "stopped", "older")]
+    for seed, directory in enumerate(runs):
+        directory.mkdir(parents=True)
+        result = make_run(directory, runtimes=("onnxruntime",))
+        result.config["seed"] = seed
+        write_result(result, directory)
+    (runs[2] / "result.json").unlink()
+    _show_sweep(runs[:3])
+    assert "1 results" in capsys.readouterr().out
+    (table,) = (tmp_path / "sweeps").glob("sweep-*.csv")
+    with table.open() as file:
+        assert [row["num_seeds"] for row in csv.DictReader(file)] == ["2"]
+    _show_sweep(runs[:1])
+    assert capsys.readouterr().out == "", "a single job has shown its result already"
 
 
 def test_the_chart_marks_the_frontier_and_the_verdict():
