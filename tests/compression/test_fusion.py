@@ -290,7 +290,7 @@ def test_fusion_stands_before_quantisation_and_once():
         check_order({"prune": StructuredPruning, "fuse": Fuse, "q": PostTrainingQuantization}) == []
     )
     (problem,) = check_order({"q": QuantizationAwareTraining, "fuse": Fuse})
-    assert problem.startswith("compression: 'fuse' cannot follow 'q', whose result is an integer")
+    assert problem.startswith("compression: 'fuse' cannot follow 'q', whose result is a fixed")
     assert check_order({"fuse": Fuse, "again": Fuse}) == [
         "compression: 'fuse' and 'again' are the same step; give it once"
     ]
