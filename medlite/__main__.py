@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import logging
 import os
 import sys
@@ -23,14 +24,17 @@ from medlite.command_line import (
     split_verb,
     user_directories,
 )
-from medlite.config import KEYED, check, digest
+from medlite.config import JobConfig, check, digest, keyed_sections
 from medlite.errors import MedliteError
 
 _log = logging.getLogger("medlite")
 
+UNSAFE = 3
+"""the exit code of safety.enforce=true where the safety gate says FAIL, and only there"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb and exit: 0 done, 1 failed, 2 misused."""
+    """Run one verb and exit: 0 done, 1 failed, 2 misused, 3 unsafe where that is enforced."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         verb, rest = split_verb(arguments, VERBS)
@@ -46,11 +50,15 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     directories = [conf_directory(), *user_directories(argv)]
     finished: list[str] = []
+    unsafe: list[str] = []
     sys.argv = ["medlite", *prepare_overrides(argv, find_options(directories))]
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
     def job(cfg: DictConfig) -> str:
-        finished.append(_job(cfg, directories))
+        config = _job(cfg, directories)
+        finished.append(str(config.directory))
+        if config.safety.enforce and "report" in config.stages and _is_unsafe(config.directory):
+            unsafe.append(finished[-1])
         return finished[-1]
 
     try:
@@ -59,7 +67,15 @@ def _run(argv: list[str]) -> int:
         )()
     finally:
         _show_sweep([Path(directory) for directory in finished])
-    return 0
+    for directory in unsafe:
+        _log.error("safety.enforce: the safety gate says FAIL: %s", directory)
+    return UNSAFE if unsafe else 0
+
+
+def _is_unsafe(directory: Path) -> bool:
+    """Whether the record of a run says FAIL; INCONCLUSIVE is no proof of harm."""
+    record = json.loads((directory / "result.json").read_text())
+    return record["verdict"]["safety"] == "FAIL"
 
 
 def _show_sweep(directories: list[Path]) -> None:
@@ -74,7 +90,7 @@ def _show_sweep(directories: list[Path]) -> None:
     _log.info("sweep: %s.html", stem)
 
 
-def _job(cfg: DictConfig, directories: list[Path]) -> str:
+def _job(cfg: DictConfig, directories: list[Path]) -> JobConfig:
     hydra_cfg = HydraConfig.get()
     is_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     pipeline = importlib.import_module("medlite.pipeline.run")
@@ -88,7 +104,7 @@ def _job(cfg: DictConfig, directories: list[Path]) -> str:
         )
         if is_sweep and config.logger.group is None:
             config.logger.group = f"sweep-{digest(sys.argv)[:6]}"
-        return str(pipeline.run(config))
+        pipeline.run(config)
     except MedliteError as error:
         if is_sweep:
             raise
@@ -99,6 +115,7 @@ def _job(cfg: DictConfig, directories: list[Path]) -> str:
             raise
         _log.error("%s", _disk_is_full(error, cfg))
         sys.exit(1)
+    return config
 
 
 def _compare(argv: list[str]) -> int:
@@ -111,6 +128,10 @@ def _audit(argv: list[str]) -> int:
 
 def _search(argv: list[str]) -> int:
     return importlib.import_module("medlite.search.command").main(argv)
+
+
+def _gate(argv: list[str]) -> int:
+    return importlib.import_module("medlite.gate.command").main(argv)
 
 
 def _choices(hydra_cfg: Any) -> dict[str, str]:
@@ -129,7 +150,7 @@ def _run_name(*, _root_: DictConfig) -> str:
     steps = "+".join(str(step) for step in _root_.compression) or "none"
     parts = [choices.get("dataset", "dataset"), choices.get("model", "model"), steps]
     plain = cast("dict[str, Any]", OmegaConf.to_container(_root_))
-    return "-".join([*parts, digest([plain[section] for section in KEYED])[:6]])
+    return "-".join([*parts, digest(list(keyed_sections(plain).values()))[:6]])
 
 
 def _disk_is_full(error: OSError, cfg: DictConfig) -> str:
@@ -145,6 +166,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "audit": _audit,
     "search": _search,
+    "gate": _gate,
 }
 
 if __name__ == "__main__":

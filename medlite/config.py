@@ -41,6 +41,13 @@ REQUIRED_FACTS = ("in_channels", "num_classes")
 """those that a constructor with **arguments is told as well"""
 
 
+def keyed_sections(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides a run's result; how its verdict ends the command does not."""
+    sections = {section: plain[section] for section in KEYED}
+    margins = {key: value for key, value in sections["safety"].items() if key != "enforce"}
+    return {**sections, "safety": margins}
+
+
 def digest(made_of: Any) -> str:
     """12 hexadecimal digits that name plain values.
 
@@ -94,9 +101,8 @@ class JobConfig:
     @property
     def key(self) -> str:
         """The same for two jobs that must give the same result; order of steps counts."""
-        keyed = {section: self.resolved[section] for section in KEYED}
         order = [list(self.compression), list(self.runtime)]
-        return digest([keyed, order])
+        return digest([keyed_sections(self.resolved), order])
 
 
 TYPED = {
@@ -204,6 +210,26 @@ def step_config(name: str, directories: Iterable[Path]) -> dict[str, Any]:
         ConfigError: there is no such option.
     """
     return _option("compression", name, directories, key="compression")[name]
+
+
+def margins_config(name: str, directories: Iterable[Path]) -> SafetyMargins:
+    """The margins of `safety=<name>`, or of the yaml file that `name` is.
+
+    Raises:
+        ConfigError: there is no such option or file, or it holds something else than margins.
+    """
+    path = Path(name)
+    is_file = path.suffix in (".yaml", ".yml")
+    if is_file and not path.is_file():
+        raise ConfigError([f"safety: no file {name}"])
+    if is_file:
+        values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))
+    else:
+        values = _option("safety", name, directories, key="safety")
+    margins, problems = _typed_section("safety", SafetyMargins, values)
+    if problems:
+        raise ConfigError(problems)
+    return margins
 
 
 def _option(group: str, name: str, directories: Iterable[Path], *, key: str) -> dict[str, Any]:

@@ -209,7 +209,14 @@ class SafetyMargins:
     """any class"""
     ece_increase: float = 0.02
     nll_increase: float = 0.05
+    specificity_drop: float | None = None
+    """any class; None, here and below: shown, but not judged"""
+    class_score_drop: float | None = None
+    """AUC or Dice of any class"""
+    brier_increase: float | None = None
     num_resamples: int = 2000
+    enforce: bool = False
+    """end the command with exit code 3 on FAIL; changes nothing of the run itself"""
 
 
 @dataclass(kw_only=True)

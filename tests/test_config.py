@@ -14,8 +14,9 @@ from medlite.command_line import (
     split_verb,
     user_directories,
 )
-from medlite.config import build, check, digest, locate, model_config
+from medlite.config import build, check, digest, locate, margins_config, model_config
 from medlite.errors import ConfigError, MedliteError
+from medlite.types import SafetyMargins
 
 OPTIONS = find_options([conf_directory()])
 OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
@@ -197,6 +198,45 @@ def test_the_key_knows_order_and_ignores_where_results_go():
     assert base.key == checked("compression=[prune,qat]", "logger=none", "outputs=elsewhere").key
     assert base.key != checked("compression=[prune,qat]", "seed=1").key
     assert base.key != checked("compression=[distill,prune,qat]").key
+
+
+def test_margins_are_a_group_of_options_and_default_to_those_of_the_code():
+    assert checked().safety == SafetyMargins()
+    assert checked("safety=strict").safety.specificity_drop == 0.02
+    assert checked("safety=research", "safety.metric_drop=0.03").safety.metric_drop == 0.03
+    assert checked("safety=strict").resolved["safety"]["class_score_drop"] == 0.02
+
+
+def test_enforcing_the_gate_changes_nothing_of_the_key():
+    assert checked("safety.enforce=true").safety.enforce
+    assert checked("safety.enforce=true").key == checked().key
+    assert checked("safety=strict").key != checked().key
+
+
+def test_margins_come_by_name_or_from_a_file(tmp_path):
+    directories = [conf_directory()]
+    assert margins_config("default", directories) == SafetyMargins()
+    (tmp_path / "mine.yaml").write_text("metric_drop: 0.04\n")
+    mine = margins_config(str(tmp_path / "mine.yaml"), directories)
+    assert mine == SafetyMargins(metric_drop=0.04)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("strickt", "safety: no safety 'strickt', did you mean 'strict'"),
+        ("nowhere.yaml", "safety: no file nowhere.yaml"),
+    ],
+)
+def test_margins_that_do_not_exist_are_told(name, text):
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        margins_config(name, [conf_directory()])
+
+
+def test_a_file_of_margins_with_another_key_is_told(tmp_path):
+    (tmp_path / "mine.yaml").write_text("metric_dorp: 0.04\n")
+    with pytest.raises(ConfigError, match=r"metric_dorp: unknown, did you mean 'metric_drop'"):
+        margins_config(str(tmp_path / "mine.yaml"), [conf_directory()])
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():

@@ -53,6 +53,11 @@ def sensitivity(counts: Tensor) -> Tensor:
     return counts[..., 0] / (counts[..., 0] + counts[..., 2])
 
 
+def specificity(counts: Tensor) -> Tensor:
+    """Share of the others left alone, TN / (TN + FP), in [0, 1]; (..., C, 4) -> (..., C)."""
+    return counts[..., 3] / (counts[..., 3] + counts[..., 1])
+
+
 def dice(counts: Tensor) -> Tensor:
     """Overlap of each class, 2 TP / (2 TP + FP + FN), in [0, 1]; (..., C, 4) -> (..., C)."""
     true_positive, false_positive, false_negative, _ = counts.unbind(-1)
@@ -94,5 +99,4 @@ def multilabel_accuracy(counts: Tensor) -> Tensor:
 
 def multilabel_balanced_accuracy(counts: Tensor) -> Tensor:
     """Mean of sensitivity and specificity, averaged over labels; (..., C, 4) -> (...)."""
-    specificity = counts[..., 3] / (counts[..., 3] + counts[..., 1])
-    return ((sensitivity(counts) + specificity) / 2).nanmean(-1)
+    return ((sensitivity(counts) + specificity(counts)) / 2).nanmean(-1)

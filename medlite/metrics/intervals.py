@@ -1,4 +1,4 @@
-"""How sure a number is: Wilson intervals and the bootstrap over groups.
+"""How sure a number is: intervals of proportions and the bootstrap over groups.
 
 Shapes: G groups (patients), R resamples.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.stats import beta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,20 @@ def wilson_interval(
     centre = (share + z**2 / (2 * num_trials)) / shrink
     spread = z / shrink * math.sqrt(share * (1 - share) / num_trials + (z / num_trials / 2) ** 2)
     return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def clopper_pearson_interval(
+    num_hits: float, num_trials: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Exact interval of a proportion: covers at least as often as it says, at any number of trials.
+
+    Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the
+    binomial". Wider than Wilson's, which covers as often as it says on average only.
+    """
+    tail, num_misses = (1 - confidence) / 2, num_trials - num_hits
+    low = float(beta.ppf(tail, num_hits, num_misses + 1)) if num_hits > 0 else 0.0
+    high = float(beta.isf(tail, num_hits + 1, num_misses)) if num_misses > 0 else 1.0
+    return low, high
 
 
 def resampled_weights(num_groups: int, num_resamples: int, seed: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Area under the ROC curve: exact, with ties, and with weights for the bootstrap.
+"""Areas under the ROC and precision-recall curves: exact, with ties, weighted for the bootstrap.
 
 Shapes: N samples, K logits, R sets of weights.
 """
@@ -41,6 +41,33 @@ def weighted_auc(scores: Tensor, is_positive: Tensor, weights: Tensor) -> Tensor
     wins = positive_upto.diff(dim=1, prepend=torch.zeros_like(positive_upto[:, :1]))
     area = (wins * (negative_before + negative_upto) / 2).sum(1)
     return area / (positive_upto[:, -1] * negative_upto[:, -1])
+
+
+def weighted_average_precision(scores: Tensor, is_positive: Tensor, weights: Tensor) -> Tensor:
+    """Precision at each threshold, weighted by the recall that it adds. Higher is better.
+
+    sum over thresholds of (recall_t - recall_(t-1)) precision_t, the step-wise area under the
+    precision-recall curve (Davis & Goadrich 2006, "The relationship between precision-recall and
+    ROC curves", section 4, says why not to interpolate linearly). Equal scores are one threshold.
+    A classifier by chance has the share of positives.
+
+    Args:
+        scores: (N,).
+        is_positive: (N,) bool.
+        weights: (R, N), how often each sample counts.
+
+    Returns:
+        (R,) in [0, 1]; NaN where positives have no weight.
+    """
+    ordered, order = scores.sort(descending=True)
+    _, tie_sizes = ordered.unique_consecutive(return_counts=True)
+    last_of_tie = tie_sizes.cumsum(0) - 1
+    weights = weights[:, order]
+    found = (weights * is_positive[order].to(weights.dtype)).cumsum(1)[:, last_of_tie]
+    called = weights.cumsum(1)[:, last_of_tie]
+    gained = found.diff(dim=1, prepend=torch.zeros_like(found[:, :1]))
+    precision = found / called.where(called > 0, 1.0)
+    return (gained * precision).sum(1) / found[:, -1]
 
 
 def one_vs_rest(target: Tensor, *, labels: Labels, num_logits: int) -> Tensor:

@@ -25,7 +25,7 @@ from medlite.pipeline.recording import Evidence, publish, record
 from medlite.pipeline.teachers import file_marks
 from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
-from medlite.safety.gate import check_margins
+from medlite.safety.plan import check_margins
 from medlite.store import exclusive
 
 _log = logging.getLogger(__name__)

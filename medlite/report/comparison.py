@@ -105,6 +105,7 @@ def settings_digest(config: Mapping[str, Any]) -> str:
     """6 hexadecimal digits of all that decides a result but the seed."""
     elsewhere = ("seed", "name", "outputs", "logger", "stages")
     decisive = {key: value for key, value in config.items() if key not in elsewhere}
+    decisive["safety"] = {k: v for k, v in config.get("safety", {}).items() if k != "enforce"}
     canonical = json.dumps(decisive, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:6]
 

@@ -135,21 +135,49 @@ def before_and_after(found: Lookup, score: str, runtime: str) -> Cell:
 
 
 def safety_table(report: Mapping[str, Any]) -> str:
-    """One row a judged loss."""
+    """One row a judged loss, then one a loss without a margin."""
     headings = ["item", "verdict", "before", "after", "loss", "95 % interval", "margin"]
+    judged = [(item, chip(item["verdict"]), item["margin"]) for item in report["items"]]
+    shown = [(item, chip("shown"), None) for item in report.get("shown", ())]
     rows = [
         [
             escape(item["name"].removeprefix("safety/").replace("_", " ")),
-            chip(item["verdict"]) + remark(item["note"]),
+            mark + remark(safety_note(item)),
             plain(item["baseline"]),
             plain(item["compressed"]),
             plain(item["difference"]),
             plain(item["interval"] and " to ".join(number(end) for end in item["interval"])),
-            plain(item["margin"] and f"{item['margin']:g}"),
+            plain(margin and f"{margin:g}"),
         ]
-        for item in report["items"]
+        for item, mark, margin in (*judged, *shown)
     ]
     return table(headings, rows, num_words=2)
+
+
+def safety_note(item: Mapping[str, Any]) -> str:
+    """What is said about a loss, with the p value that it has."""
+    p_value = item.get("p_value")
+    test = "" if p_value is None else f"DeLong p = {number(p_value)} (Holm)"
+    return "; ".join(filter(None, (item["note"], test)))
+
+
+def class_intervals_table(report: Mapping[str, Any]) -> str:
+    """What so few patients can tell of each class's sensitivity; "" where it is not known."""
+    classes = report.get("class_intervals", ())
+    if not classes:
+        return ""
+    headings = ["class", f"{report['group_kind']}s"]
+    for side in ("before", "after"):
+        headings += [f"sensitivity {side}", "Wilson 95 %", "Clopper-Pearson 95 %"]
+    rows = []
+    for row in classes:
+        cells = [escape(row["name"]), plain(row["num_groups"])]
+        for side in ("baseline", "compressed"):
+            ends = [row[f"{side}_{kind}"] for kind in ("wilson", "exact")]
+            shown = [" to ".join(number(end) for end in pair) for pair in ends]
+            cells += [plain(float(row[side])), *map(plain, shown)]
+        rows.append(cells)
+    return table(headings, rows)
 
 
 def safety_remark(report: Mapping[str, Any]) -> str:

@@ -49,14 +49,28 @@ def log_to_wandb(
 
 
 def summary_of(result: RunResult) -> dict[str, Any]:
-    """Every measured value under its flat key, and the verdicts."""
+    """Every measured value and every loss of the gate under its flat key, and the verdicts."""
     values: dict[str, Any] = {
         measurement.name: measurement.value
         for measurement in result.measurements
         if measurement.value is not None
     }
+    values |= losses_of(result)
     verdicts = {name: result.verdict[name] for name in ("safety", "parity", "summary")}
     return values | {f"verdict/{name}": value for name, value in verdicts.items()}
+
+
+def losses_of(result: RunResult) -> dict[str, float | str]:
+    """`safety/<runtime>/<loss>[/<class>]`, and the verdict of each judged one."""
+    values: dict[str, float | str] = {}
+    for runtime, report in result.safety.items():
+        for item in (*report["items"], *report.get("shown", ())):
+            name = f"{runtime}/{item['name'].removeprefix('safety/')}"
+            if item["difference"] is not None:
+                values[f"safety/{name}"] = item["difference"]
+            if "verdict" in item:
+                values[f"verdict/safety/{name}"] = item["verdict"]
+    return values
 
 
 def card_table(result: RunResult) -> Any:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from medlite.errors import ConfigError
-from medlite.metrics.names import class_keys
+from medlite.metrics.paired_scores import paired_scores
 from medlite.metrics.statistics import GroupedScores, grouped_scores
-from medlite.metrics.task import primary_metric
 from medlite.safety.flips import Flips, count_flips
 from medlite.safety.judge import (
     Question,
@@ -21,13 +20,21 @@ from medlite.safety.judge import (
     judge_family,
     worst,
 )
+from medlite.safety.plan import PROPORTIONS, Check, check_margins, plan
+from medlite.safety.shown import (
+    ClassIntervals,
+    ShownLoss,
+    area_p_values,
+    class_intervals,
+    distance_losses,
+    identical_loss,
+    shown_losses,
+)
 from medlite.safety.statistics import PairedLoss, paired_bootstrap
 
 if TYPE_CHECKING:
+    from medlite.metrics.intervals import Statistic
     from medlite.types import DataSpec, Predictions, SafetyMargins
-
-MIN_RESAMPLES = 500
-"""fewer leave too little beyond the ends of a 95 % interval"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +42,10 @@ class RarestClass:
     """The class with the fewest training images (or pixels): where compression hurts first."""
 
     name: str
-    train_count: int
+    train_count: int | None
+    """None where only predictions are known, without the set that the models learned from"""
     test_count: int
     """test images that have it"""
-
-
-class Check(NamedTuple):
-    """One score, how much of it may be lost, and the class that it is about."""
-
-    name: str
-    score: str
-    margin: float
-    higher_is_better: bool
-    position: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,10 @@ class SafetyReport:
     flips: Flips | None = None
     """None where outputs are not finite, like the rarest class"""
     rarest_class: RarestClass | None = None
+    shown: tuple[ShownLoss, ...] = ()
+    """what has no margin"""
+    class_intervals: tuple[ClassIntervals, ...] = ()
+    """of each class's sensitivity; empty in segmentation"""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -79,16 +81,17 @@ def compare_models(
 ) -> SafetyReport:
     """Judge the losses of the task metric, calibration and each class's sensitivity.
 
-    Items: `safety/metric_drop`, `safety/ece_increase`, `safety/nll_increase` and
+    Judged: `safety/metric_drop`, `safety/ece_increase`, `safety/nll_increase` and
     `safety/sensitivity_drop/<class>` (every class in classification; the foreground classes, over
-    the pixels of resampled groups, in segmentation). Outputs that are equal bit by bit pass;
-    otherwise an interval of no width is widened as `judge.Resolution` says, so that a class with
-    few test patients is INCONCLUSIVE even if none of them was lost.
+    the pixels of resampled groups, in segmentation), and those of `plan.OPTIONAL` that have a
+    margin. Everything else of `plan.plan` is shown beside them, with its interval. Outputs that
+    are equal bit by bit pass; otherwise an interval of no width is widened as `judge.Resolution`
+    says, so that a class with few test patients is INCONCLUSIVE even if none of them was lost.
 
     Args:
         baseline: of the uncompressed model.
         compressed: of the compressed model, on the same samples in the same order.
-        spec: the dataset.
+        spec: the dataset; without `class_counts` the rarest class is that of the test split.
         margins: how much worse it may be.
         seed: of the bootstrap.
 
@@ -101,25 +104,32 @@ def compare_models(
     broken = finite_item(baseline, compressed)
     if broken:
         return build_report((broken,), baseline, spec, margins, seed)
-    before = grouped_scores(baseline, spec)
+    before, after = (grouped_scores(side, spec) for side in (baseline, compressed))
     checks = plan(spec, margins)
+    judged = [check for check in checks if check.margin is not None]
+    unjudged = [check for check in checks if check.margin is None]
+    first = paired_scores(baseline, spec, before)
     if np.array_equal(baseline.logits, compressed.logits):
-        items = tuple(identical_item(check, before) for check in checks)
+        items, shown = identical_items(judged, unjudged, first, before.num_groups)
     else:
         paired = paired_bootstrap(
-            before.statistics,
-            grouped_scores(compressed, spec).statistics,
+            first,
+            paired_scores(compressed, spec, after),
             higher_is_better={check.score: check.higher_is_better for check in checks},
             num_groups=before.num_groups,
             num_resamples=margins.num_resamples,
             seed=seed,
         )
-        items = judged_items(checks, paired, before, spec)
-    report = build_report(items, baseline, spec, margins, seed)
+        items = judged_items(judged, paired, before, spec)
+        shown = shown_losses(unjudged, paired, area_p_values(baseline, compressed, spec))
+    if spec.task == "segmentation":
+        shown += distance_losses(baseline, compressed, spec, margins, seed)
     return replace(
-        report,
+        build_report(items, baseline, spec, margins, seed),
         flips=count_flips(baseline, compressed, spec),
         rarest_class=rarest_class(spec, before),
+        shown=shown,
+        class_intervals=class_intervals(before, after, spec),
     )
 
 
@@ -139,39 +149,6 @@ def build_report(
         num_resamples=margins.num_resamples,
         seed=seed,
     )
-
-
-def check_margins(margins: SafetyMargins) -> None:
-    """Refuse margins that could never be met."""
-    names = ("metric_drop", "sensitivity_drop", "ece_increase", "nll_increase")
-    problems = [
-        f"safety.{name}: {value:g} is not above 0: no number of patients shows a loss of nothing"
-        for name in names
-        if (value := getattr(margins, name)) <= 0
-    ]
-    if margins.sensitivity_drop >= 1:
-        problems.append(f"safety.sensitivity_drop: {margins.sensitivity_drop:g} is not below 1")
-    if margins.num_resamples < MIN_RESAMPLES:
-        problems.append(
-            f"safety.num_resamples: {margins.num_resamples} is below {MIN_RESAMPLES}, "
-            "too few for a 95 % interval"
-        )
-    if problems:
-        raise ConfigError(problems)
-
-
-def plan(spec: DataSpec, margins: SafetyMargins) -> list[Check]:
-    """What is judged for a dataset's task, the sensitivities last."""
-    checks = [
-        Check("safety/metric_drop", primary_metric(spec), margins.metric_drop, True),
-        Check("safety/ece_increase", "ece", margins.ece_increase, False),
-        Check("safety/nll_increase", "nll", margins.nll_increase, False),
-    ]
-    first = 1 if spec.task == "segmentation" else 0
-    for position, key in list(enumerate(class_keys(spec.class_names)))[first:]:
-        name, score = f"safety/sensitivity_drop/{key}", f"sensitivity/{key}"
-        checks.append(Check(name, score, margins.sensitivity_drop, True, position))
-    return checks
 
 
 def finite_item(baseline: Predictions, compressed: Predictions) -> SafetyItem | None:
@@ -194,20 +171,31 @@ def finite_item(baseline: Predictions, compressed: Predictions) -> SafetyItem | 
     )
 
 
-def identical_item(check: Check, scores: GroupedScores) -> SafetyItem:
+def identical_items(
+    judged: Sequence[Check],
+    unjudged: Sequence[Check],
+    statistics: Mapping[str, Statistic],
+    num_groups: int,
+) -> tuple[tuple[SafetyItem, ...], tuple[ShownLoss, ...]]:
     """Nothing to judge: both models said the same, bit by bit."""
-    value = scores.value(check.score)
-    known = value if np.isfinite(value) else None
-    return SafetyItem(
-        name=check.name,
-        baseline=known,
-        compressed=known,
-        difference=0.0,
-        interval=(0.0, 0.0),
-        margin=check.margin,
-        verdict="PASS",
-        note="the outputs are identical",
+    everyone = torch.ones(1, num_groups, dtype=torch.float64)
+    values = {check.score: float(statistics[check.score](everyone)) for check in judged}
+    known = {score: value if np.isfinite(value) else None for score, value in values.items()}
+    items = tuple(
+        SafetyItem(
+            name=check.name,
+            baseline=known[check.score],
+            compressed=known[check.score],
+            difference=0.0,
+            interval=(0.0, 0.0),
+            margin=check.margin,
+            verdict="PASS",
+            note="the outputs are identical",
+        )
+        for check in judged
     )
+    shown = [identical_loss(each, float(statistics[each.score](everyone))) for each in unjudged]
+    return items, tuple(shown)
 
 
 def judged_items(
@@ -216,19 +204,18 @@ def judged_items(
     scores: GroupedScores,
     spec: DataSpec,
 ) -> tuple[SafetyItem, ...]:
-    """Judge every check; the sensitivities are one family."""
-    questions = [
-        Question(
+    """Judge every check, those of one kind together."""
+    families: dict[str, list[Question]] = {}
+    for check in checks:
+        assert check.margin is not None
+        question = Question(
             name=check.name,
             paired=paired[check.score],
             margin=check.margin,
             resolution=resolution_of(check, scores, spec),
         )
-        for check in checks
-    ]
-    overall = [q for q, check in zip(questions, checks, strict=True) if check.position is None]
-    classes = questions[len(overall) :]
-    return (*(item for one in overall for item in judge_family([one])), *judge_family(classes))
+        families.setdefault(check.family, []).append(question)
+    return tuple(item for family in families.values() for item in judge_family(family))
 
 
 def resolution_of(check: Check, scores: GroupedScores, spec: DataSpec) -> Resolution:
@@ -237,19 +224,25 @@ def resolution_of(check: Check, scores: GroupedScores, spec: DataSpec) -> Resolu
         return Resolution(
             num_groups=scores.num_groups, group_kind=f"{spec.group_kind}s", is_proportion=False
         )
+    is_about_others = check.family == "specificity_drop"
+    num_groups = scores.num_groups_of_class[check.position]
+    if is_about_others:
+        others = scores.counts[:, check.position, 1] + scores.counts[:, check.position, 3]
+        num_groups = int((others > 0).sum())
     return Resolution(
-        num_groups=scores.num_groups_of_class[check.position],
-        group_kind=f"{spec.group_kind}s with this class",
-        is_proportion=spec.task == "classification",
+        num_groups=num_groups,
+        group_kind=f"{spec.group_kind}s {'without' if is_about_others else 'with'} this class",
+        is_proportion=spec.task == "classification" and check.family in PROPORTIONS,
     )
 
 
 def rarest_class(spec: DataSpec, scores: GroupedScores) -> RarestClass:
-    """By training counts, the background of a segmentation aside."""
+    """By training counts where they are known, the background of a segmentation aside."""
     first = 1 if spec.task == "segmentation" else 0
-    position = min(range(first, len(spec.class_names)), key=spec.class_counts.__getitem__)
+    counts = spec.class_counts or scores.num_samples_of_class
+    position = min(range(first, len(spec.class_names)), key=counts.__getitem__)
     return RarestClass(
         name=spec.class_names[position],
-        train_count=spec.class_counts[position],
+        train_count=spec.class_counts[position] if spec.class_counts else None,
         test_count=scores.num_samples_of_class[position],
     )

@@ -4,49 +4,21 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
+from toy_predictions import (
+    MARGINS,
+    items_of,
+    make_classes,
+    make_masks,
+    make_spec,
+    slightly_changed,
+    with_logits,
+)
 
 from medlite.errors import ConfigError
 from medlite.metrics.statistics import grouped_scores
 from medlite.safety.gate import compare_models
 from medlite.safety.statistics import holm, mcnemar_p_value, paired_bootstrap
-from medlite.types import DataSpec, Predictions, SafetyMargins
-
-MARGINS = SafetyMargins(num_resamples=1000)
-
-
-def make_spec(task="classification", labels="multiclass", class_counts=(500, 400, 300, 20)):
-    num_names = len(class_counts)
-    return DataSpec(
-        name="fake", task=task, labels=labels, in_channels=1,
-        num_classes=1 if labels == "binary" else num_names, image_size=(8, 8),
-        class_names=tuple(f"Class {i}" for i in range(num_names)), class_counts=class_counts,
-        num_samples={}, num_groups={}, group_kind="patient", modality="shape",
-        provenance="random", origin="none", preprocessing="none",
-    )  # fmt: skip
-
-
-def make_classes(per_class=(300, 300, 300, 100), skill=2.5, seed=0):
-    generator = np.random.default_rng(seed)
-    targets = np.repeat(np.arange(len(per_class)), per_class)
-    logits = generator.normal(size=(len(targets), len(per_class)))
-    logits[np.arange(len(targets)), targets] += skill
-    groups = tuple(f"p{i}" for i in range(len(targets)))
-    return Predictions(logits=logits.astype(np.float32), targets=targets, groups=groups)
-
-
-def with_logits(predictions, logits):
-    return Predictions(
-        logits=logits.astype(np.float32), targets=predictions.targets, groups=predictions.groups
-    )
-
-
-def slightly_changed(predictions, size=1e-3, seed=1):
-    noise = np.random.default_rng(seed).normal(size=predictions.logits.shape)
-    return with_logits(predictions, predictions.logits + size * noise)
-
-
-def items_of(report):
-    return {item.name: item for item in report.items}
+from medlite.types import Predictions, SafetyMargins
 
 
 def test_an_identical_model_passes():
@@ -132,17 +104,6 @@ def test_outputs_that_are_not_finite_fail():
     report = compare_models(predictions, with_logits(predictions, broken), make_spec(), MARGINS)
     assert report.verdict == "FAIL"
     assert report.items[0].note == "outputs of 1 of 1000 images are not finite"
-
-
-def make_masks(num_images=40, seed=0):
-    generator = np.random.default_rng(seed)
-    targets = np.zeros((num_images, 8, 8), dtype=np.int64)
-    for image in targets:
-        row, column = generator.integers(0, 4, size=2)
-        image[row : row + 4, column : column + 4] = 1
-    logits = np.where(targets == 1, 2.0, -2.0) + generator.normal(size=targets.shape)
-    groups = tuple(f"p{i // 2}" for i in range(num_images))
-    return Predictions(logits=logits[:, None].astype(np.float32), targets=targets, groups=groups)
 
 
 def test_a_segmentation_that_loses_foreground_fails_on_dice_and_sensitivity():
