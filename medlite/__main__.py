@@ -25,12 +25,9 @@ from medlite.command_line import (
     user_directories,
 )
 from medlite.config import JobConfig, check, digest, keyed_sections
-from medlite.errors import MedliteError
+from medlite.errors import EXIT_UNSAFE, MedliteError
 
 _log = logging.getLogger("medlite")
-
-UNSAFE = 3
-"""the exit code of safety.enforce=true where the safety gate says FAIL, and only there"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +66,7 @@ def _run(argv: list[str]) -> int:
         _show_sweep([Path(directory) for directory in finished])
     for directory in unsafe:
         _log.error("safety.enforce: the safety gate says FAIL: %s", directory)
-    return UNSAFE if unsafe else 0
+    return EXIT_UNSAFE if unsafe else 0
 
 
 def _is_unsafe(directory: Path) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXIT_UNSAFE = 3
+"""how a command ends where the safety gate says FAIL and is enforced, and only there"""
+
 
 class MedliteError(Exception):
     """A mistake or a limit that the user can act on; shown without a traceback."""

@@ -15,7 +15,7 @@ ROOM_LEVELS = {
     "data": 3, "models": 3, "tasks": 3, "compression": 3, "bench": 3, "safety": 3, "report": 3,
     "config": 3, "command_line": 3,
     "store": 4,
-    "pipeline": 5, "audit": 5, "search": 5,
+    "pipeline": 5, "audit": 5, "search": 5, "gate": 5,
     "__main__": 6,
 }  # fmt: skip
 """A room imports only from its own and lower levels; on one level, only from itself."""

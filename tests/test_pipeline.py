@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from medlite.command_line import conf_directory, find_options, prepare_overrides
 from medlite.config import check
 from medlite.errors import ConfigError, MedliteError, RecordError, TrainingError
+from medlite.gate.command import main as gate
 from medlite.pipeline.run import run
 from medlite.report.result import SCHEMA_PATH, read_result
 from medlite.store import exclusive
@@ -104,6 +105,17 @@ def test_the_safety_gate_judges_every_runtime(finished):
     result = read_result(finished[0] / "result.json")
     assert set(result.safety) == {"onnxruntime", "openvino"}
     assert result.verdict["safety"] in ("PASS", "FAIL", "INCONCLUSIVE")
+
+
+def test_a_run_keeps_what_the_gate_needs_to_compare_it_again(finished, tmp_path):
+    directory, _ = finished
+    words = [f"{directory}@baseline/openvino", f"{directory}@openvino"]
+    gate([*words, "--json", str(tmp_path / "gate.json")])
+    again = json.loads((tmp_path / "gate.json").read_text())["report"]
+    recorded = read_result(directory / "result.json").safety["openvino"]
+    assert (again["num_groups"], again["group_kind"]) == (16, recorded["group_kind"])
+    after = {item["name"]: item["compressed"] for item in recorded["items"]}
+    assert {item["name"]: item["compressed"] for item in again["items"]} == after
 
 
 def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, capsys):

@@ -107,6 +107,16 @@ def predict(job: Job, net: nn.Module) -> Predictions:
     )
 
 
+def keep_targets(job: Job, reference: Predictions) -> None:
+    """What was true, and of whom, beside what the runtimes said: for `medlite gate`.
+
+    Group ids stay in the run directory, like splits.json.
+    """
+    path = job.config.directory / "bench" / "targets.npz"
+    groups = np.array(reference.groups, dtype=np.str_)
+    np.savez_compressed(path, targets=reference.targets, groups=groups)
+
+
 def _tuple_spread(row: dict) -> dict:
     return {**row, "spread": None if row["spread"] is None else tuple(row["spread"])}
 

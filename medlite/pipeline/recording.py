@@ -22,7 +22,7 @@ from medlite.metrics.task import build_metrics, primary_metric
 from medlite.pipeline.job import Job
 from medlite.pipeline.lineage import describe_teacher, trace_lineage
 from medlite.pipeline.loggers import Sinks
-from medlite.pipeline.measuring import Artifacts, predict
+from medlite.pipeline.measuring import Artifacts, keep_targets, predict
 from medlite.pipeline.training import Trained
 from medlite.report.blind_spots import find_blind_spots
 from medlite.report.card import build_card, write_card_markdown
@@ -69,6 +69,7 @@ class Evidence:
 def record(job: Job, evidence: Evidence) -> RunResult:
     """Judge everything and gather it into the truth of the run."""
     torch_says = {name: predict(job, net) for name, net in evidence.nets.items()}
+    keep_targets(job, torch_says[""])
     predictions = _on_runtimes(torch_says[""], evidence.bench)
     parity = _check_parity(job, evidence, torch_says, predictions)
     safety = _judge_safety(job, torch_says.get("baseline"), predictions)

@@ -120,8 +120,10 @@ def compare_models(
             num_resamples=margins.num_resamples,
             seed=seed,
         )
+        p_values = area_p_values(baseline, compressed, spec)
         items = judged_items(judged, paired, before, spec)
-        shown = shown_losses(unjudged, paired, area_p_values(baseline, compressed, spec))
+        items = tuple(replace(item, p_value=p_values.get(item.name)) for item in items)
+        shown = shown_losses(unjudged, paired, p_values)
     if spec.task == "segmentation":
         shown += distance_losses(baseline, compressed, spec, margins, seed)
     return replace(

@@ -38,6 +38,8 @@ class SafetyItem:
     margin: float | None
     verdict: Verdict
     note: str = ""
+    p_value: float | None = None
+    """of equal areas under the ROC curve (DeLong), corrected over the classes (Holm)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ def shown_losses(
 ) -> tuple[ShownLoss, ...]:
     """The checks without a margin, as they came out."""
     return tuple(
-        shown_loss(check.name, paired[check.score], p_value=p_values.get(check.score))
+        shown_loss(check.name, paired[check.score], p_value=p_values.get(check.name))
         for check in checks
     )
 
@@ -97,7 +97,7 @@ def identical_loss(check: Check, value: float) -> ShownLoss:
 def area_p_values(
     baseline: Predictions, compressed: Predictions, spec: DataSpec
 ) -> dict[str, float | None]:
-    """DeLong's p value of `auc/<class>`, corrected over the classes that have one.
+    """DeLong's p value of `safety/auc_drop/<class>`, corrected over the classes that have one.
 
     Empty for segmentation and where a patient has several images, which the test takes for
     independent.
@@ -112,10 +112,8 @@ def area_p_values(
         torch.from_numpy(baseline.targets), labels=spec.labels, num_logits=before.shape[1]
     ).numpy()
     keys = class_keys(spec.class_names)[-before.shape[1] :]
-    tests = {
-        f"auc/{key}": delong(before[:, column], after[:, column], is_positive[:, column])
-        for column, key in enumerate(keys)
-    }
+    columns = zip(keys, before.T, after.T, is_positive.T, strict=True)
+    tests = {f"safety/auc_drop/{key}": delong(*column) for key, *column in columns}
     known = {k: v.p_value for k, v in tests.items() if v is not None and v.p_value is not None}
     return dict(zip(known, holm(list(known.values())), strict=True))
 

@@ -11,6 +11,7 @@ from medlite.report.figures import latency_chart, reliability_chart, training_ch
 from medlite.report.lookup import Lookup, number
 from medlite.report.page import write_report_html
 from medlite.report.svg import nice_ticks
+from medlite.report.tables import class_intervals_table, safety_table
 from medlite.report.verdict import summarise_verdict
 from medlite.types import Measurement, Predictions
 
@@ -83,6 +84,31 @@ def test_the_report_shows_every_part_of_the_result(finished, tmp_path, task):
     for name in (*result.dataset["class_names"], *CATEGORIES, "INT8 in 31 of 44"):
         assert name in words
     assert "nan" not in words.split()
+
+
+def test_losses_without_a_margin_stand_in_the_table_as_shown(finished):
+    report = finished["classification"][0].safety["onnxruntime"]
+    rows = [row for row in safety_table(report).split("<tr>") if "specificity" in row]
+    assert len(rows) == 5
+    assert all('<span class="chip quiet">shown</span>' in row for row in rows)
+    areas = [row for row in safety_table(report).split("<tr>") if "auc drop/" in row]
+    assert len([row for row in areas if "DeLong p = " in row]) == 5
+
+
+def test_the_intervals_of_each_class_stand_below_the_gate(finished):
+    report = finished["classification"][0].safety["onnxruntime"]
+    table = class_intervals_table(report)
+    assert table.count("<tr>") == 6
+    row = report["class_intervals"][4]
+    assert f"{row['compressed_exact'][1]:.3g}" in table
+    assert class_intervals_table(finished["segmentation"][0].safety["openvino"]) == ""
+
+
+def test_a_report_of_an_older_record_has_its_judged_rows_alone(finished):
+    report = finished["classification"][0].safety["onnxruntime"]
+    older = {k: v for k, v in report.items() if k not in ("shown", "class_intervals")}
+    assert safety_table(older).count("<tr>") == 1 + len(report["items"])
+    assert class_intervals_table(older) == ""
 
 
 def test_simulated_data_are_named_at_the_top(finished, tmp_path):

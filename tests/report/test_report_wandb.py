@@ -50,6 +50,19 @@ def test_the_summary_holds_every_value_that_there_is(run):
     json.dumps(summary, allow_nan=False)
 
 
+def test_the_summary_holds_every_loss_of_the_gate_and_its_verdict(finished):
+    result, _ = finished["classification"]
+    summary, report = summary_of(result), result.safety["openvino"]
+    shown = {loss["name"]: loss["difference"] for loss in report["shown"]}
+    name = "specificity_drop/proliferative"
+    assert summary[f"safety/openvino/{name}"] == shown[f"safety/{name}"]
+    assert f"verdict/safety/openvino/{name}" not in summary
+    judged = {item["name"]: item for item in report["items"]}
+    item = judged["safety/sensitivity_drop/proliferative"]
+    assert summary["safety/openvino/sensitivity_drop/proliferative"] == item["difference"]
+    assert summary["verdict/safety/openvino/sensitivity_drop/proliferative"] == item["verdict"]
+
+
 def test_classified_examples_say_what_is_true_and_what_was_said(finished):
     result, directory = finished["classification"]
     images = example_images(read_examples(directory / "examples.npz"), result.dataset)
