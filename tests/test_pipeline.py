@@ -113,7 +113,7 @@ def test_a_run_keeps_what_the_gate_needs_to_compare_it_again(finished, tmp_path)
     gate([*words, "--json", str(tmp_path / "gate.json")])
     again = json.loads((tmp_path / "gate.json").read_text())["report"]
     recorded = read_result(directory / "result.json").safety["openvino"]
-    assert (again["num_groups"], again["group_kind"]) == (16, recorded["group_kind"])
+    assert again["num_groups"] == recorded["num_groups"]
     after = {item["name"]: item["compressed"] for item in recorded["items"]}
     assert {item["name"]: item["compressed"] for item in again["items"]} == after
 
