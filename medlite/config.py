@@ -17,7 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medlite.errors import ConfigError, MedliteError, did_you_mean
-from medlite.types import BenchmarkSettings, Hardware, SafetyMargins, TrainSettings
+from medlite.types import (
+    BenchmarkSettings,
+    Hardware,
+    RobustnessSettings,
+    SafetyMargins,
+    TrainSettings,
+)
 
 STAGES = ("train", "compress", "export", "bench", "report")
 KEYED = (
@@ -31,6 +37,7 @@ KEYED = (
     "control",
     "benchmark",
     "safety",
+    "robustness",
 )
 """the sections that decide a run's result; the others only say where it goes"""
 
@@ -92,6 +99,7 @@ class JobConfig:
     train: TrainSettings
     benchmark: BenchmarkSettings
     safety: SafetyMargins
+    robustness: RobustnessSettings
     logger: LoggerSettings
     conf_directories: tuple[Path, ...]
     """where options are looked for"""
@@ -110,6 +118,7 @@ TYPED = {
     "train": TrainSettings,
     "benchmark": BenchmarkSettings,
     "safety": SafetyMargins,
+    "robustness": RobustnessSettings,
     "logger": LoggerSettings,
 }
 
@@ -143,6 +152,7 @@ AT_LEAST = {
     "safety.sensitivity_drop": 0,
     "safety.ece_increase": 0,
     "safety.nll_increase": 0,
+    "robustness.num_images": 1,
 }
 
 

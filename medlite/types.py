@@ -5,7 +5,7 @@ Shapes in docstrings: B batch, C channels, H W D height width depth, K logits.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -217,6 +217,19 @@ class SafetyMargins:
     num_resamples: int = 2000
     enforce: bool = False
     """end the command with exit code 3 on FAIL; changes nothing of the run itself"""
+
+
+@dataclass(kw_only=True)
+class RobustnessSettings:
+    """On which corrupted test images both models are compared."""
+
+    enabled: bool = True
+    num_images: int = 64
+    """test images, spread evenly over the split; all where it has fewer"""
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5])
+    """of 1 (barely visible) to 5 (hardly usable)"""
+    corruptions: Any = "auto"
+    """auto (what suits the dataset's modality) or a list of names"""
 
 
 @dataclass(kw_only=True)

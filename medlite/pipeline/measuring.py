@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -19,6 +17,7 @@ from medlite.bench.callback import BenchmarkCallback
 from medlite.config import digest
 from medlite.export.export import export_all
 from medlite.pipeline.job import Job
+from medlite.pipeline.kept import read_kept, write_kept
 from medlite.tasks.supervised import SupervisedTask
 from medlite.types import Artifact, Measurement, Predictions
 
@@ -33,7 +32,7 @@ def export_models(job: Job, nets: Mapping[str, nn.Module], key: str) -> Artifact
     path = job.config.directory / "artifacts.json"
     formats = sorted({runtime.format for runtime in job.runtimes.values()})
     key = digest([key, formats])
-    kept = _read_kept(path, key)
+    kept = read_kept(path, key)
     if kept is not None:
         return {
             name: {form: Artifact.from_json(artifact) for form, artifact in by_format.items()}
@@ -53,7 +52,7 @@ def export_models(job: Job, nets: Mapping[str, nn.Module], key: str) -> Artifact
         name: {form: artifact.to_json() for form, artifact in by_format.items()}
         for name, by_format in artifacts.items()
     }
-    _write_kept(path, key, plain)
+    write_kept(path, key, plain)
     return artifacts
 
 
@@ -64,7 +63,7 @@ def measure(
     directory = job.config.directory / "bench"
     settings = job.config.benchmark
     key = digest([key, asdict(settings), asdict(job.config.hardware), job.config.runtime])
-    kept = _read_kept(directory / "bench.json", key)
+    kept = read_kept(directory / "bench.json", key)
     if kept is not None:
         with np.load(directory / "predictions.npz") as arrays:
             predictions = {name: arrays[name] for name in arrays.files}
@@ -91,7 +90,7 @@ def measure(
     np.savez_compressed(directory / "predictions.npz", **logits)
     plain = asdict(result)
     del plain["predictions"]
-    _write_kept(directory / "bench.json", key, plain)
+    write_kept(directory / "bench.json", key, plain)
     return result
 
 
@@ -119,18 +118,3 @@ def keep_targets(job: Job, reference: Predictions) -> None:
 
 def _tuple_spread(row: dict) -> dict:
     return {**row, "spread": None if row["spread"] is None else tuple(row["spread"])}
-
-
-def _read_kept(path: Path, key: str) -> dict | None:
-    """What an earlier run left under the same key."""
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text())
-    return content["value"] if content["key"] == key else None
-
-
-def _write_kept(path: Path, key: str, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": key, "value": value}))
-    partial.replace(path)

@@ -10,6 +10,7 @@ from medlite.config import STAGES
 from medlite.pipeline.job import Job
 from medlite.pipeline.teachers import Finished, find_teachers
 from medlite.pipeline.training import baseline_entry, control_steps, num_latencies
+from medlite.safety.robustness import conditions_of
 from medlite.tasks.fit import plan_once
 from medlite.tasks.plan import FitPlan, plan_fit
 from medlite.tasks.supervised import SupervisedTask
@@ -20,6 +21,9 @@ _SLOWDOWN = {"structure": 1.0, "train": 1.6, "numeric": 2.5}
 
 _CONVERSION_SECONDS = 20.0
 """tracing, preparing and converting a graph, or exporting it"""
+
+_CORRUPTION_SECONDS = 0.005
+"""corrupting one image, and scoring what was said about it"""
 
 _PROCESS_SECONDS = 4.0
 """starting one measuring process and loading a model in it"""
@@ -47,6 +51,7 @@ def plan_job(job: Job) -> list[PlannedStage]:
         planned.append(_plan_export(job))
     if "bench" in stages:
         planned.append(_plan_bench(job, plan))
+        planned += _plan_robustness(job, plan)
     return planned
 
 
@@ -120,6 +125,19 @@ def _plan_bench(job: Job, plan: FitPlan) -> PlannedStage:
     candidates = _num_models(job) * len(job.runtimes)
     what = f"{settings.num_queries} queries of each of {candidates} candidates in turns"
     return PlannedStage(stage="bench", what=what, seconds=candidates * per_candidate)
+
+
+def _plan_robustness(job: Job, plan: FitPlan) -> list[PlannedStage]:
+    settings = job.config.robustness
+    if not settings.enabled:
+        return []
+    images = min(settings.num_images, job.spec.num_samples["test"])
+    conditions = len(conditions_of(settings, job.spec.modality))
+    candidates = _num_models(job) * len(job.runtimes)
+    forward = candidates * plan.seconds_per_val_batch / job.config.train.batch_size
+    seconds = images * conditions * (forward + _CORRUPTION_SECONDS)
+    what = f"{images} images under {conditions} corruptions"
+    return [PlannedStage(stage="robustness", what=what, seconds=seconds)]
 
 
 def _num_models(job: Job) -> int:

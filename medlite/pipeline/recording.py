@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain, starmap
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from medlite.report.terminal import console, print_summary
 from medlite.report.verdict import find_no_gain, summarise_verdict
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
+from medlite.safety.robustness import robustness_measurements
 from medlite.types import Artifact, DataSpec, Measurement, Predictions
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class Evidence:
     control: Trained | None
     artifacts: Artifacts
     bench: BenchmarkResult
+    robustness: Mapping[str, dict[str, Any]]
+    """runtime -> `RobustnessReport.to_json`"""
     seconds: Mapping[str, float]
 
     @property
@@ -82,6 +86,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         *evidence.bench.measurements,
         *_evaluate(job, torch_says, predictions),
         *_count(job, evidence),
+        *chain.from_iterable(starmap(robustness_measurements, evidence.robustness.items())),
     ]
     verdict = _verdict(job, evidence, measurements, parity, safety=safety)
     config, histories = job.config, evidence.deployed.history.items()
@@ -101,6 +106,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         artifacts=list(_artifacts(job, evidence)),
         parity=parity,
         safety={runtime: report.to_json() for runtime, report in safety.items()},
+        robustness=dict(evidence.robustness),
         control={runtime: report.to_json() for runtime, report in control.items()},
         history={name: [dict(row) for row in rows] for name, rows in histories},
         latency_samples_ms=evidence.bench.samples_ms,

@@ -22,10 +22,12 @@ from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
 from medlite.pipeline.plan import as_table, plan_job
 from medlite.pipeline.recording import Evidence, publish, record
+from medlite.pipeline.robustness import measure_robustness
 from medlite.pipeline.teachers import file_marks
 from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
 from medlite.safety.plan import check_margins
+from medlite.safety.robustness import check_settings
 from medlite.store import exclusive
 
 _log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def _check_before_anything(config: JobConfig) -> None:
     if problems:
         raise ConfigError(problems)
     check_margins(config.safety)
+    check_settings(config.robustness)
 
 
 def _run_stages(job: Job, sinks: Sinks) -> bool:
@@ -103,6 +106,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         return False
     with _timed(seconds, "bench"):
         bench = measure(job, nets, artifacts, deployed.key)
+        robustness = measure_robustness(job, artifacts, bench, deployed.key)
     if "report" not in stages:
         return False
     evidence = Evidence(
@@ -112,6 +116,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         control=control,
         artifacts=artifacts,
         bench=bench,
+        robustness=robustness,
         seconds=seconds,
     )
     publish(job, record(job, evidence), sinks)

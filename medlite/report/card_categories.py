@@ -208,10 +208,55 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
         yield observed(label, report["verdict"], gate_note(report))
     if not result.safety:
         yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
+    yield from robustness_fields(result)
     missing = "not part of this run"
-    yield unavailable("Robustness to noise", missing)
-    yield unavailable("Robustness to resolution shift", missing)
     yield unavailable("Failure-mode analysis beyond changed decisions", missing)
+
+
+NOISE = ("gaussian_noise", "rician_noise", "speckle")
+RESOLUTION = ("resolution", "spacing")
+
+
+def robustness_fields(result: RunResult) -> Iterable[CardField]:
+    """What is lost where images are noisy or of another resolution, and in all else."""
+    for label, names in {
+        "Robustness to noise": NOISE,
+        "Robustness to resolution shift": RESOLUTION,
+    }.items():
+        rows = {
+            runtime: [row for row in report["rows"] if row["corruption"] in names]
+            for runtime, report in result.robustness.items()
+        }
+        for runtime, of_runtime in rows.items():
+            worst = max(of_runtime, key=lambda row: row["severity"], default=None)
+            if worst is not None:
+                yield observed(f"{label}, {runtime}", *robustness_text(result, runtime, worst))
+        if not any(rows.values()):
+            yield unavailable(label, "no such corruption is part of this run")
+    for runtime, report in result.robustness.items():
+        if report["verdict"] is not None:
+            open_items = [item for item in report["items"] if item["verdict"] != "PASS"]
+            names_and_verdicts = ", ".join(
+                f"{item['name'].removeprefix('robustness/')} {item['verdict']}"
+                for item in open_items
+            )
+            label = f"Degrades no more than uncompressed, {runtime}"
+            yield observed(label, report["verdict"], names_and_verdicts)
+
+
+def robustness_text(
+    result: RunResult, runtime: str, row: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The task metric under one condition, before and after compression, and how it was had."""
+    report, metric = result.robustness[runtime], result.primary_metric
+    before, after = row["baseline"], row["compressed"]
+    clean = report["clean_compressed"]
+    shown = "not defined" if after is None else number(after)
+    from_clean = "" if clean is None else f" ({number(clean)} on clean images)"
+    beside = "" if before is None else f"; uncompressed {number(before)}"
+    where = f"{row['corruption'].replace('_', ' ')}, severity {row['severity']} of 5"
+    note = f"{where}; {report['num_images']} test images"
+    return f"{metric} {shown}{from_clean}{beside}", note
 
 
 def gate_note(report: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from medlite.report.gallery import gallery
 from medlite.report.lineage import class_lineage_table, lineage_diagram, lineage_table
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult, write_atomically
+from medlite.report.robustness_section import robustness_section
 from medlite.report.teacher_section import teacher_section
 from medlite.report.verdict import worst_budget
 
@@ -40,6 +41,7 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
         ("Teacher", teacher_section(result, found)),
         ("Safety: compressed against uncompressed", safety_section(result)),
         ("Control: against as much further training in float", control_section(result)),
+        ("Robustness: both models on worse images", robustness_section(result.robustness)),
         ("Budgets", budget_section(result)),
         ("Deployment card", tables.card_html(result.card)),
         ("Training", training_section(result)),

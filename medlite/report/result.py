@@ -73,6 +73,8 @@ class RunResult:
     """runtime -> `SafetyReport.to_json`; empty where there was nothing to compare"""
     control: dict[str, dict[str, Any]] = field(default_factory=dict)
     """the same against the uncompressed model after as much further training, in float"""
+    robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """runtime -> `RobustnessReport.to_json`; empty where it was switched off"""
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """what each stage left: size, cost, scores, time and the sha256 of its weights"""
     teacher: dict[str, Any] = field(default_factory=dict)
