@@ -21,6 +21,7 @@ from medlite.errors import ConfigError, MedliteError, RecordError, TrainingError
 from medlite.gate.command import main as gate
 from medlite.pipeline.run import run
 from medlite.report.result import SCHEMA_PATH, read_result
+from medlite.safety.corruptions import SUITES
 from medlite.store import exclusive
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +117,36 @@ def test_a_run_keeps_what_the_gate_needs_to_compare_it_again(finished, tmp_path)
     assert again["num_groups"] == recorded["num_groups"]
     after = {item["name"]: item["compressed"] for item in recorded["items"]}
     assert {item["name"]: item["compressed"] for item in again["items"]} == after
+
+
+def test_both_models_meet_the_same_corruptions_on_every_runtime_once(finished):
+    directory, _ = finished
+    result = read_result(directory / "result.json")
+    assert set(result.robustness) == {"onnxruntime", "openvino"}
+    for report in result.robustness.values():
+        assert report["num_images"] == 16
+        assert len(report["rows"]) == len(SUITES["phantom"]) * 3
+        assert all(row["baseline"] is not None for row in report["rows"])
+    kept = json.loads((directory / "bench" / "robustness.json").read_text())["value"]
+    assert kept == result.robustness
+
+
+def test_corruptions_can_be_chosen_and_switched_off(tmp_path):
+    words = ("compression=none", "runtime=onnxruntime", *QUICK_BENCH)
+    chosen = ("robustness.corruptions=[blur]", "robustness.severities=[2]",
+              "robustness.num_images=5")  # fmt: skip
+    one = read_result(run_words(tmp_path, *words, *chosen, name="one") / "result.json")
+    report = one.robustness["onnxruntime"]
+    assert [(row["corruption"], row["severity"]) for row in report["rows"]] == [("blur", 2)]
+    assert (report["num_images"], report["verdict"], report["items"]) == (5, None, [])
+    off = run_words(tmp_path, *words, "robustness.enabled=false", name="off")
+    assert read_result(off / "result.json").robustness == {}
+
+
+def test_a_corruption_that_does_not_exist_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="'blurr', did you mean 'blur'"):
+        run_words(tmp_path, "robustness.corruptions=[blurr]")
+    assert not stored_weights(tmp_path)
 
 
 def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, capsys):

@@ -126,9 +126,7 @@ def _score(
     return scores
 
 
-def _load(
-    job: Job, artifacts: Mapping[str, Mapping[str, Artifact]], key: str
-) -> InferenceSession:
+def _load(job: Job, artifacts: Mapping[str, Mapping[str, Artifact]], key: str) -> InferenceSession:
     name, _, runtime_name = key.rpartition("/")
     runtime = job.runtimes[runtime_name]
     return runtime.load(artifacts[name][runtime.format], job.config.hardware)

@@ -106,6 +106,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         return False
     with _timed(seconds, "bench"):
         bench = measure(job, nets, artifacts, deployed.key)
+    with _timed(seconds, "robustness"):
         robustness = measure_robustness(job, artifacts, bench, deployed.key)
     if "report" not in stages:
         return False

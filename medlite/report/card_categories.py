@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -235,18 +236,20 @@ def robustness_fields(result: RunResult) -> Iterable[CardField]:
             yield unavailable(label, "no such corruption is part of this run")
     for runtime, report in result.robustness.items():
         if report["verdict"] is not None:
-            open_items = [item for item in report["items"] if item["verdict"] != "PASS"]
-            names_and_verdicts = ", ".join(
-                f"{item['name'].removeprefix('robustness/')} {item['verdict']}"
-                for item in open_items
-            )
             label = f"Degrades no more than uncompressed, {runtime}"
-            yield observed(label, report["verdict"], names_and_verdicts)
+            yield observed(label, report["verdict"], robustness_note(report))
 
 
-def robustness_text(
-    result: RunResult, runtime: str, row: Mapping[str, Any]
-) -> tuple[str, str]:
+def robustness_note(report: Mapping[str, Any]) -> str:
+    """How many corruptions came out how, and which failed."""
+    verdicts = Counter(item["verdict"] for item in report["items"])
+    tally = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    names = [item["name"] for item in report["items"] if item["verdict"] == "FAIL"]
+    failed = ", ".join(name.removeprefix("robustness/").replace("_", " ") for name in names)
+    return f"{tally}; fails: {failed}" if failed else tally
+
+
+def robustness_text(result: RunResult, runtime: str, row: Mapping[str, Any]) -> tuple[str, str]:
     """The task metric under one condition, before and after compression, and how it was had."""
     report, metric = result.robustness[runtime], result.primary_metric
     before, after = row["baseline"], row["compressed"]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
     GaussianSmooth,
@@ -120,7 +121,9 @@ def change_spacing(image: np.ndarray, factor: float, random: np.random.Generator
     """Another pixel spacing that nobody corrected: all is larger, or smaller, about the centre."""
     zoom = factor if random.random() < 0.5 else 1 / factor
     mode = "nearest" if image.dtype == np.int64 else _linear(image)
-    changed = Zoom(zoom=(zoom, zoom, *(1.0,) * (image.ndim - 3)), mode=mode)(image)
+    changed = Zoom(zoom=(zoom, zoom, *(1.0,) * (image.ndim - 3)), mode=mode)(
+        torch.from_numpy(image)
+    )
     return np.asarray(changed, dtype=image.dtype)
 
 
@@ -208,7 +211,7 @@ def corrupt(
 
 def _resampled(image: np.ndarray, coarse: Sequence[int]) -> np.ndarray:
     """Averaged down to `coarse` and interpolated back."""
-    small = Resize(spatial_size=coarse, mode="area")(image)
+    small = Resize(spatial_size=coarse, mode="area")(torch.from_numpy(image))
     return np.asarray(Resize(spatial_size=image.shape[1:], mode=_linear(image))(small))
 
 

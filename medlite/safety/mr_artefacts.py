@@ -11,7 +11,9 @@ NUM_MOVEMENTS = 4
 """times that the patient moves during one scan"""
 
 
-def add_motion(image: np.ndarray, max_shift_ratio: float, random: np.random.Generator) -> np.ndarray:
+def add_motion(
+    image: np.ndarray, max_shift_ratio: float, random: np.random.Generator
+) -> np.ndarray:
     """A patient who lies elsewhere from some phase-encoding step on: blur and ripples along rows.
 
     Rigid shifts in plane as linear phases of k-space, as in Wood & Henkelman 1985, "MR image

@@ -1,6 +1,6 @@
 """A run as the pipeline would record it, from simulated predictions and timings."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -12,6 +12,12 @@ from medlite.report.examples import choose_examples, write_examples
 from medlite.report.result import RunResult
 from medlite.report.verdict import summarise_verdict
 from medlite.safety.gate import compare_models
+from medlite.safety.robustness import (
+    CLEAN,
+    compare_robustness,
+    robustness_measurements,
+    task_statistic,
+)
 from medlite.types import DataSpec, Hardware, Measurement, Predictions, SafetyMargins
 
 GRADES = ("No retinopathy", "Mild", "Moderate", "Severe", "Proliferative")
@@ -163,6 +169,23 @@ def fake_history(metric, num_epochs):
     ]  # fmt: skip
 
 
+def fake_robustness(baseline, compressed, spec):
+    """Two corruptions that drown what the models say, one of them the compressed model's more."""
+    generator, scores = np.random.default_rng(5), []
+    for predictions, sd in ((baseline, 1.5), (compressed, 4.0)):
+        conditions = {("blur", 1): 0, ("blur", 5): 1, ("gaussian_noise", 1): sd / 4,
+                      ("gaussian_noise", 5): sd}  # fmt: skip
+        scores.append({CLEAN: task_statistic(predictions, spec)})
+        for condition, spread in conditions.items():
+            noise = generator.normal(0, spread, predictions.logits.shape)
+            worse = replace(predictions, logits=np.float32(predictions.logits + noise))
+            scores[-1][condition] = task_statistic(worse, spec)
+    report = compare_robustness(
+        *scores, groups=baseline.groups, spec=spec, margins=SafetyMargins(num_resamples=600)
+    )
+    return report.to_json()
+
+
 def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino")):
     """A finished result with its examples.npz in `directory`."""
     spec = segmentation_spec() if task == "segmentation" else classification_spec()
@@ -187,6 +210,9 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         safety[runtime] = report.to_json()
         bins[f"baseline/{runtime}"] = reliability(before, spec)
         bins[runtime] = reliability(after, spec)
+    robustness = dict.fromkeys(runtimes, fake_robustness(before, after, spec))
+    for runtime, report in robustness.items():
+        measurements += robustness_measurements(runtime, report)
     measurements.append(Measurement(name="complexity/params", value=49457.0, unit="", n=1))
     measurements.append(Measurement(name="complexity/gmacs", value=0.061, unit="GMAC", n=1))
     chosen = choose_examples(before)
@@ -267,6 +293,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
             for candidate in samples
         ],
         safety=safety,
+        robustness=robustness,
         history={"baseline": fake_history(metric, 20), "qat": fake_history(metric, 3)},
         latency_samples_ms=samples,
         reliability=bins,
