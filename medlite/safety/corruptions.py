@@ -12,6 +12,7 @@ Shapes: C channels, H W D height width depth.
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -78,8 +79,12 @@ def add_speckle(image: np.ndarray, sd: float, random: np.random.Generator) -> np
 def blur(image: np.ndarray, sigma_ratio: float, random: np.random.Generator) -> np.ndarray:
     """Defocus; `sigma_ratio` of the shorter side in plane, in plane alone."""
     sigma = sigma_ratio * min(image.shape[1:3])
-    sigmas = (sigma, sigma, *(0.0,) * (image.ndim - 3))
-    return np.asarray(GaussianSmooth(sigma=sigmas)(image))
+    margin = math.ceil(4 * sigma)  # MONAI takes what lies outside for zero, which darkens edges
+    still = image.ndim - 3
+    around = ((0, 0), *((margin, margin),) * 2, *((0, 0),) * still)
+    smooth = GaussianSmooth(sigma=(sigma, sigma, *(0.0,) * still))
+    blurred = np.asarray(smooth(np.pad(image, around, mode="edge")))
+    return blurred[:, margin:-margin, margin:-margin]
 
 
 def lower_contrast(image: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
@@ -131,13 +136,13 @@ CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_noise": Corruption(change=add_gaussian_noise, levels=(0.02, 0.05, 0.08, 0.12, 0.18)),
     "rician_noise": Corruption(change=add_rician_noise, levels=(0.02, 0.05, 0.08, 0.12, 0.18)),
     "speckle": Corruption(change=add_speckle, levels=(0.1, 0.2, 0.3, 0.45, 0.6)),
-    "blur": Corruption(change=blur, levels=(0.01, 0.018, 0.026, 0.038, 0.055)),
+    "blur": Corruption(change=blur, levels=(0.006, 0.012, 0.02, 0.03, 0.045)),
     "contrast": Corruption(change=lower_contrast, levels=(0.15, 0.3, 0.45, 0.6, 0.75)),
     "intensity_shift": Corruption(change=shift_intensity, levels=(0.04, 0.08, 0.13, 0.19, 0.26)),
-    "bias_field": Corruption(change=add_bias_field, levels=(0.1, 0.2, 0.3, 0.45, 0.6)),
+    "bias_field": Corruption(change=add_bias_field, levels=(0.1, 0.18, 0.27, 0.37, 0.5)),
     "motion": Corruption(change=add_motion, levels=(0.01, 0.02, 0.035, 0.055, 0.08)),
     "ghosting": Corruption(change=add_ghosting, levels=(0.15, 0.3, 0.45, 0.6, 0.8)),
-    "gibbs": Corruption(change=add_gibbs_ringing, levels=(0.4, 0.5, 0.6, 0.7, 0.8)),
+    "gibbs": Corruption(change=add_gibbs_ringing, levels=(0.45, 0.55, 0.65, 0.74, 0.82)),
     "jpeg": Corruption(change=compress_jpeg, levels=(60, 40, 25, 15, 8)),
     "resolution": Corruption(change=lose_resolution, levels=(0.75, 0.6, 0.48, 0.36, 0.26)),
     "spacing": Corruption(
