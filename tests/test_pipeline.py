@@ -20,6 +20,7 @@ from medlite.config import check
 from medlite.errors import ConfigError, MedliteError, RecordError, TrainingError
 from medlite.gate.command import main as gate
 from medlite.pipeline.run import run
+from medlite.report.examples import read_examples
 from medlite.report.result import SCHEMA_PATH, read_result
 from medlite.safety.corruptions import SUITES
 from medlite.store import exclusive
@@ -129,6 +130,19 @@ def test_both_models_meet_the_same_corruptions_on_every_runtime_once(finished):
         assert all(row["baseline"] is not None for row in report["rows"])
     kept = json.loads((directory / "bench" / "robustness.json").read_text())["value"]
     assert kept == result.robustness
+
+
+def test_failures_are_told_with_their_pictures(finished):
+    directory, _ = finished
+    result = read_result(directory / "result.json")
+    assert set(result.exemplars) == set(result.failure_modes) == {"onnxruntime", "openvino"}
+    for runtime, report in result.failure_modes.items():
+        assert {group["kind"] for group in report["groups"]} == {"class", "foreground"}
+        assert set(report["worst"][0]["decisions"]) == {"uncompressed", runtime}
+        pictures = read_examples(directory / report["worst_pictures"])
+        assert len(pictures.images) == 6
+    assert result.exemplars["openvino"]["rule"] == "dice_drop"
+    assert "Failure modes" in (directory / "report.html").read_text()
 
 
 def test_corruptions_can_be_chosen_and_switched_off(tmp_path):

@@ -20,6 +20,7 @@ from medlite.export.divergence import READABLE_FORMATS, first_divergence
 from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.task import build_metrics, primary_metric
+from medlite.pipeline.cases import record_exemplars, record_failures
 from medlite.pipeline.job import Job
 from medlite.pipeline.lineage import describe_teacher, trace_lineage
 from medlite.pipeline.loggers import Sinks
@@ -107,6 +108,8 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         parity=parity,
         safety={runtime: report.to_json() for runtime, report in safety.items()},
         robustness=dict(evidence.robustness),
+        exemplars=record_exemplars(job, torch_says.get("baseline"), predictions),
+        failure_modes=record_failures(job, torch_says.get("baseline"), predictions),
         control={runtime: report.to_json() for runtime, report in control.items()},
         history={name: [dict(row) for row in rows] for name, rows in histories},
         latency_samples_ms=evidence.bench.samples_ms,

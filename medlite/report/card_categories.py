@@ -210,10 +210,10 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     if not result.safety:
         yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
     yield from robustness_fields(result)
-    missing = "not part of this run"
-    yield unavailable("Failure-mode analysis beyond changed decisions", missing)
+    yield from failure_fields(result)
 
 
+SIGNIFICANT = 0.05
 NOISE = ("gaussian_noise", "rician_noise", "speckle")
 RESOLUTION = ("resolution", "spacing")
 
@@ -238,6 +238,27 @@ def robustness_fields(result: RunResult) -> Iterable[CardField]:
         if report["verdict"] is not None:
             label = f"Degrades no more than uncompressed, {runtime}"
             yield observed(label, report["verdict"], robustness_note(report))
+
+
+def failure_fields(result: RunResult) -> Iterable[CardField]:
+    """Which images compression changed most, and which of them fail."""
+    for runtime, report in result.exemplars.items():
+        found = f"{len(report['exemplars'])} of {report['num_images']} images"
+        over = [
+            f"{each['class_name']} (odds ratio over {number(each['interval'][0])})"
+            for each in report["classes"]
+            if each["p_value"] < SIGNIFICANT and (each["interval"][0] or 0) > 1
+        ]
+        words = f"over-represented: {', '.join(over)}" if over else "no class is over-represented"
+        yield observed(f"Changed most by compression, {runtime}", found, words)
+    for runtime, report in result.failure_modes.items():
+        worst = max(report["groups"], key=lambda group: group["after"], default=None)
+        if worst is not None:
+            value = f"{worst['kind']} {worst['name']}: mean loss {number(worst['after'])}"
+            note = f"{report['loss']}; the group of {worst['num_images']} images with most loss"
+            yield observed(f"Failure modes, {runtime}", value, note)
+    if not result.failure_modes:
+        yield unavailable("Failure modes", "no finite output was recorded in this run")
 
 
 def robustness_note(report: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.report import figures, tables
+from medlite.report.cases_section import exemplar_section, failure_section
 from medlite.report.examples import Examples, read_examples
 from medlite.report.frame import page
 from medlite.report.gallery import gallery
@@ -25,7 +26,7 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
     Args:
         result: the run.
         examples: npz of `examples.write_examples`; None leaves the pictures out.
-        path: the file to write.
+        path: the file to write; pictures of single cases are looked for beside it.
 
     Raises:
         RecordError: `examples` cannot be read or `path` cannot be written.
@@ -42,6 +43,8 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
         ("Safety: compressed against uncompressed", safety_section(result)),
         ("Control: against as much further training in float", control_section(result)),
         ("Robustness: both models on worse images", robustness_section(result.robustness)),
+        ("Images that compression changed", exemplar_section(result, path.parent)),
+        ("Failure modes", failure_section(result, path.parent)),
         ("Budgets", budget_section(result)),
         ("Deployment card", tables.card_html(result.card)),
         ("Training", training_section(result)),

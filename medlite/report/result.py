@@ -75,6 +75,10 @@ class RunResult:
     """the same against the uncompressed model after as much further training, in float"""
     robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> `RobustnessReport.to_json`; empty where it was switched off"""
+    exemplars: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """runtime -> the images on which both models agree least; empty without a baseline"""
+    failure_modes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """runtime -> the worst cases by loss and by change, and groups of images"""
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """what each stage left: size, cost, scores, time and the sha256 of its weights"""
     teacher: dict[str, Any] = field(default_factory=dict)

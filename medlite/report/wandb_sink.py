@@ -43,9 +43,21 @@ def log_to_wandb(
     if result.examples is not None:
         examples = read_examples(run_directory / result.examples)
         logged["examples"] = example_images(examples, result.dataset)
+    for name, file in case_pictures(result).items():
+        if (run_directory / file).exists():
+            logged[name] = example_images(read_examples(run_directory / file), result.dataset)
     run.log(logged)
     log_lineage(run, result.lineage, weights)
     log_files(run, result, run_directory)
+
+
+def case_pictures(result: RunResult) -> dict[str, str]:
+    """Key -> the npz of pictures of exemplars and failures in the run directory."""
+    files = {f"exemplars/{key}": report["pictures"] for key, report in result.exemplars.items()}
+    for runtime, report in result.failure_modes.items():
+        for kind in ("worst", "changed"):
+            files[f"failures/{runtime}/{kind}"] = report[f"{kind}_pictures"]
+    return {name: file for name, file in files.items() if file is not None}
 
 
 def summary_of(result: RunResult) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from medlite.report.card import build_card
 from medlite.report.examples import choose_examples, write_examples
 from medlite.report.result import RunResult
 from medlite.report.verdict import summarise_verdict
+from medlite.safety.exemplars import find_exemplars
+from medlite.safety.failures import find_failures
 from medlite.safety.gate import compare_models
 from medlite.safety.robustness import (
     CLEAN,
@@ -186,6 +188,31 @@ def fake_robustness(baseline, compressed, spec):
     return report.to_json()
 
 
+def told(case):
+    """What the pipeline adds to a case."""
+    truth = f"truth {case['position']}"
+    return {**case, "truth": truth, "decisions": {"uncompressed": "said", "openvino": "says"}}
+
+
+def fake_exemplars(directory, images, before, after, spec):
+    report = find_exemplars(before, after, spec).to_json()
+    positions = [case["position"] for case in report["exemplars"][:6]]
+    write_examples(
+        directory / "exemplars.npz",
+        images=images[positions],
+        targets=before.targets[positions],
+        logits={"uncompressed": before.logits[positions], "deployed": after.logits[positions]},
+    )
+    cases = [told(case) for case in report["exemplars"]]
+    return {**report, "exemplars": cases, "pictures": "exemplars.npz"}
+
+
+def fake_failures(before, after, spec):
+    report = find_failures(before, after, spec, num_resamples=600).to_json()
+    cases = {k: [told(case) for case in report[k]] for k in ("worst", "changed")}
+    return {**report, **cases, "worst_pictures": None, "changed_pictures": None}
+
+
 def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino")):
     """A finished result with its examples.npz in `directory`."""
     spec = segmentation_spec() if task == "segmentation" else classification_spec()
@@ -294,6 +321,9 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         ],
         safety=safety,
         robustness=robustness,
+        exemplars={each: fake_exemplars(directory, images, before, after, spec)
+                   for each in runtimes},
+        failure_modes={each: fake_failures(before, after, spec) for each in runtimes},
         history={"baseline": fake_history(metric, 20), "qat": fake_history(metric, 3)},
         latency_samples_ms=samples,
         reliability=bins,
