@@ -55,8 +55,23 @@ def test_the_worst_cases_by_loss_and_by_change_are_found():
     report = find_failures(before, with_logits(before, logits), make_spec())
     assert [case.position for case in report.changed] == [7, 9]
     assert report.changed[0].after - report.changed[0].before > 3
+    changes = image_losses(with_logits(before, logits), make_spec()) - image_losses(
+        before, make_spec()
+    )
+    assert report.changed[0].after - report.changed[0].before == pytest.approx(changes[7])
     losses = image_losses(with_logits(before, logits), make_spec())
     assert [c.position for c in report.worst] == np.argsort(-losses, kind="stable")[:12].tolist()
+
+
+def test_an_image_that_always_failed_is_no_change():
+    before = make_classes(per_class=(50, 50, 50, 50))
+    before.logits[20, 0] -= 30
+    logits = before.logits.copy()
+    logits[20, 0] -= 0.1
+    logits[7, 0] -= 9
+    report = find_failures(before, with_logits(before, logits), make_spec())
+    assert [case.position for case in report.changed] == [7, 20]
+    assert report.worst[0].position == 20
 
 
 def test_a_class_that_compression_broke_stands_out():
