@@ -7,15 +7,15 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from medlite.config_schema import TYPED, LoggerSettings, check_values, typed_section
 from medlite.errors import ConfigError, MedliteError, did_you_mean
 from medlite.types import (
     BenchmarkSettings,
@@ -65,19 +65,6 @@ def digest(made_of: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-@dataclass(kw_only=True)
-class LoggerSettings:
-    """Where curves and results go besides the run directory."""
-
-    kind: str = "wandb"
-    """wandb | csv | none"""
-    project: str = "medlite"
-    mode: str = "offline"
-    """offline | online"""
-    group: str | None = None
-    """None: all jobs of a sweep share one group"""
-
-
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """One job, checked: plain values only."""
@@ -111,49 +98,6 @@ class JobConfig:
         """The same for two jobs that must give the same result; order of steps counts."""
         order = [list(self.compression), list(self.runtime)]
         return digest([keyed_sections(self.resolved), order])
-
-
-TYPED = {
-    "hardware": Hardware,
-    "train": TrainSettings,
-    "benchmark": BenchmarkSettings,
-    "safety": SafetyMargins,
-    "robustness": RobustnessSettings,
-    "logger": LoggerSettings,
-}
-
-ALLOWED = {
-    "train.precision": ("auto", "32", "bf16", "16"),
-    "train.accelerator": ("auto", "cpu", "cuda"),
-    "train.class_weights": ("none", "balanced"),
-    "train.loss": ("auto", "cross_entropy", "focal", "dice_ce", "dice_focal"),
-    "hardware.device": ("cpu", "cuda"),
-    "logger.kind": ("wandb", "csv", "none"),
-    "logger.mode": ("offline", "online"),
-}
-
-AT_LEAST = {
-    "train.epochs": 1,
-    "train.batch_size": 1,
-    "train.num_workers": 0,
-    "train.learning_rate": 0,
-    "train.weight_decay": 0,
-    "train.budget_minutes": 0,
-    "train.gradient_clip": 0,
-    "benchmark.num_queries": 1,
-    "benchmark.num_rounds": 1,
-    "benchmark.num_warmup": 0,
-    "benchmark.batch_size": 1,
-    "benchmark.throughput_batch_size": 1,
-    "benchmark.throughput_seconds": 0,
-    "hardware.num_threads": 1,
-    "safety.num_resamples": 500,
-    "safety.metric_drop": 0,
-    "safety.sensitivity_drop": 0,
-    "safety.ece_increase": 0,
-    "safety.nll_increase": 0,
-    "robustness.num_images": 1,
-}
 
 
 def build(node: Mapping[str, Any], /, **arguments: Any) -> Any:
@@ -236,7 +180,7 @@ def margins_config(name: str, directories: Iterable[Path]) -> SafetyMargins:
         values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))
     else:
         values = _option("safety", name, directories, key="safety")
-    margins, problems = _typed_section("safety", SafetyMargins, values)
+    margins, problems = typed_section("safety", SafetyMargins, values)
     if problems:
         raise ConfigError(problems)
     return margins
@@ -274,9 +218,9 @@ def check(
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     typed = {}
     for section, schema in TYPED.items():
-        typed[section], found = _typed_section(section, schema, plain[section])
+        typed[section], found = typed_section(section, schema, plain[section])
         problems += found
-    problems += list(_check_values(plain))
+    problems += list(check_values(plain))
     for section in ("compression", "runtime"):
         plain[section] = _chosen_parts(section, plain[section], options[section], problems)
     problems += list(_check_constructors(plain))
@@ -315,33 +259,6 @@ def _check_stages(stages: Sequence[str]) -> Iterator[str]:
     if not unknown and tuple(stages) != STAGES[: len(stages)]:
         first = ", ".join(STAGES[: len(stages)])
         yield f"stages: a run stops after one of them: [{first}]; what is there is not made again"
-
-
-def _typed_section(section: str, schema: type, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    names = [f.name for f in fields(schema)]
-    good, problems = OmegaConf.structured(schema), []
-    for key, value in values.items():
-        if key not in names:
-            problems.append(f"{section}.{key}: unknown, {did_you_mean(key, names)}")
-            continue
-        try:
-            good[key] = value
-        except OmegaConfBaseException as error:
-            problems.append(f"{section}.{key}: {str(error).splitlines()[0]}")
-    return OmegaConf.to_object(good), problems
-
-
-def _check_values(plain: Mapping[str, Any]) -> Iterator[str]:
-    for key, allowed in ALLOWED.items():
-        section, name = key.split(".")
-        value = plain[section].get(name)
-        if value is not None and str(value) not in allowed:
-            yield f"{key}: {value!r} is not known, {did_you_mean(str(value), allowed)}"
-    for key, least in AT_LEAST.items():
-        section, name = key.split(".")
-        value = plain[section].get(name)
-        if isinstance(value, int | float) and value < least:
-            yield f"{key}: {value} is below {least}"
 
 
 def _chosen_parts(

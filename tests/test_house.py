@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ROOM_LEVELS = {
     "types": 0, "errors": 0, "optional": 0,
-    "metrics": 1, "runtimes": 1,
+    "metrics": 1, "runtimes": 1, "config_schema": 1,
     "export": 2,
     "data": 3, "models": 3, "tasks": 3, "compression": 3, "bench": 3, "safety": 3, "report": 3,
     "config": 3, "command_line": 3,

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from medlite.config import LoggerSettings
+from medlite.config_schema import LoggerSettings
 from medlite.errors import TrainingError
 from medlite.pipeline import loggers
 
