@@ -1,5 +1,6 @@
 import copy
 import json
+import time
 
 import pytest
 
@@ -113,6 +114,18 @@ def test_each_stage_is_an_artifact_made_of_the_one_before(run, offline, is_offli
     assert list(recording.last.manifest.entries) == ["weights.pt"]
 
 
+def all_bytes(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*.wandb"))
+
+
+def wait_for(condition, seconds=20):
+    """W&B's own process writes its file, and on a busy machine after `finish` has returned."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
 def test_an_offline_run_takes_the_stages(run, offline):
     result, _ = run
     file = offline / "weights.pt"
@@ -120,5 +133,4 @@ def test_an_offline_run_takes_the_stages(run, offline):
     active = wandb.init(project="medlite", dir=offline, mode="offline")
     log_lineage(active, result.lineage, {row["key"]: file for row in result.lineage})
     active.finish()
-    logged = b"".join(path.read_bytes() for path in offline.rglob("*.wandb"))
-    assert b"stage-lidc_nodules-net.qat-91be" in logged
+    assert wait_for(lambda: b"stage-lidc_nodules-net.qat-91be" in all_bytes(offline))
