@@ -132,6 +132,7 @@ def test_every_batch_size_and_mode_gives_the_same_logits(mixed, spec, batch_size
     assert torch.allclose(halved.eval()(image[:batch_size]), expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_runtimes_agree_with_torch(tmp_path, mixed, trained_unet, spec):
     image = make_batch(spec, 4, seed=5).image
     for net in (mixed, trained_unet):

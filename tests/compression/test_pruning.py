@@ -86,6 +86,7 @@ def test_pruned_classifier_is_smaller_and_restores_exactly(name):
     check_step(STEP, lambda: TimmClassifier(name=name, **options), spec)
 
 
+@pytest.mark.slow
 def test_taylor_importance_prunes_a_state_space_model():
     spec = make_spec(image_size=(8, 8))
     step = replace(STEP, importance="taylor", importance_batches=2)

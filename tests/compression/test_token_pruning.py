@@ -276,6 +276,7 @@ def test_the_exported_net_drops_the_same_tokens_in_any_batch(options, classes, t
     assert operators["TopK"] == 1
 
 
+@pytest.mark.slow
 def test_it_is_quantised_after_it_and_exported(classes, tmp_path):
     torch.manual_seed(0)
     thin, tokens, _ = thinned(shallow().eval(), classes, blocks=[0])

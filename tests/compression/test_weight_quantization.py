@@ -21,6 +21,7 @@ from medlite.types import Hardware
 
 HARDWARE = Hardware(num_threads=1)
 RUNTIMES = (OnnxRuntime(), OpenVinoRuntime())
+SLOW = pytest.mark.slow
 PTQ = PostTrainingQuantization(calibration_samples=16)
 QAT = QuantizationAwareTraining(epochs=2, learning_rate=1e-3, calibration_samples=16)
 
@@ -155,7 +156,11 @@ def test_a_net_without_a_layer_to_round_is_refused(spec):
 
 @pytest.mark.parametrize(
     ("bits", "most_ratio", "kind"),
-    [(4, 0.19, TensorProto.INT4), (3, 0.19, TensorProto.INT4), (2, 0.12, TensorProto.INT2)],
+    [
+        (4, 0.19, TensorProto.INT4),
+        pytest.param(3, 0.19, TensorProto.INT4, marks=pytest.mark.slow),
+        (2, 0.12, TensorProto.INT2),
+    ],
 )
 def test_the_onnx_file_is_as_small_as_its_bits(tmp_path, bits, most_ratio, kind):
     torch.manual_seed(0)
@@ -171,7 +176,7 @@ def test_the_onnx_file_is_as_small_as_its_bits(tmp_path, bits, most_ratio, kind)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("bits", [pytest.param(b, marks=SLOW) for b in (8, 4, 3)] + [2])
 def test_runtimes_agree_with_torch(tmp_path, classes, bits, per_channel):
     step = replace(PTQ, weight_bits=bits, per_channel=per_channel)
     quantised, _ = step.apply(wide_classifier(), make_context(classes))
@@ -217,6 +222,7 @@ def test_weights_are_unpacked_when_the_session_is_made_and_not_in_every_query(tm
     assert "DequantizeLinear" not in OnnxRuntime().count_operators(artifact, HARDWARE)
 
 
+@pytest.mark.slow
 def test_executorch_refuses_weights_of_few_bits(tmp_path, spec):
     pytest.importorskip("executorch")
     quantised, _ = replace(PTQ, weight_bits=4).apply(TinyUNet().eval(), make_context(spec))
