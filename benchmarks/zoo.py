@@ -158,11 +158,11 @@ def table_head(engines: list[Runtime]) -> str:
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
-def table_row(row: dict[str, Any]) -> str:
+def table_row(row: dict[str, Any], engines: list[Runtime]) -> str:
     """One line of Markdown; "-" where a runtime cannot have the model."""
     words = [row["model"], size_text(row["size_px"]), f"{row['params']:,}"]
     words += [f"{row['macs'] / 1e9:.3f}", f"{row['flops'] / 1e9:.3f}"]
-    words += [cell_text(cell) for cell in row["runtimes"].values()]
+    words += [cell_text(row["runtimes"][engine.name]) for engine in engines]
     return f"| {' | '.join(words)} |"
 
 
@@ -247,7 +247,7 @@ def main() -> None:
         rows.append(row)
         if arguments.json:
             arguments.json[0].write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-        lines.append(table_row(row))
+        lines.append(table_row(row, engines))
         print(lines[-1], flush=True)
     if not rows:
         return
