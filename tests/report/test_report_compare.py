@@ -1,4 +1,5 @@
 import csv
+import shutil
 import subprocess
 import sys
 
@@ -61,15 +62,21 @@ def test_an_unknown_column_is_answered_with_the_closest():
         sort_rows([], "p50")
 
 
-@pytest.fixture
-def outputs(tmp_path):
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two_runs")
     for name, runtimes in {"one": ("onnxruntime", "openvino"), "two": ("openvino",)}.items():
-        directory = tmp_path / "outputs" / "runs" / name
+        directory = root / "runs" / name
         directory.mkdir(parents=True)
         result = make_run(directory, runtimes=runtimes)
         result.name = name
         write_result(result, directory)
-    return tmp_path / "outputs"
+    return root
+
+
+@pytest.fixture
+def outputs(two_runs, tmp_path):
+    return shutil.copytree(two_runs, tmp_path / "outputs")
 
 
 def test_there_is_a_row_for_each_run_and_runtime(outputs):

@@ -52,10 +52,10 @@ def test_verdicts_are_counted_and_the_frontier_is_that_of_the_means():
 
 
 def test_the_verb_puts_seeds_together(tmp_path, capsys):
+    result = make_run(tmp_path, runtimes=("onnxruntime",))
     for seed in range(2):
         directory = tmp_path / f"run{seed}"
         directory.mkdir()
-        result = make_run(directory, runtimes=("onnxruntime",))
         result.config["seed"] = seed
         write_result(result, directory)
     assert main([str(tmp_path), "--over-seeds"]) == 0
@@ -72,9 +72,10 @@ def test_the_verb_puts_seeds_together(tmp_path, capsys):
 
 def test_a_sweep_ends_in_a_table_of_its_own_runs(tmp_path, capsys):
     runs = [tmp_path / "runs" / name for name in ("one", "two", "stopped", "older")]
+    runs[0].mkdir(parents=True)
+    result = make_run(runs[0], runtimes=("onnxruntime",))
     for seed, directory in enumerate(runs):
-        directory.mkdir(parents=True)
-        result = make_run(directory, runtimes=("onnxruntime",))
+        directory.mkdir(parents=True, exist_ok=True)
         result.config["seed"] = seed
         write_result(result, directory)
     (runs[2] / "result.json").unlink()
