@@ -16,11 +16,9 @@ that the modality really shows:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     RandAdjustContrastd,
@@ -32,6 +30,8 @@ from monai.transforms import (
     Transform,
 )
 from torch import Tensor
+
+from medlite.monai_metadata import no_metadata
 
 _ALL_AXES = (0, 1, 2)
 _LATERAL = 1
@@ -103,7 +103,7 @@ class Augmentation:
         sample = {"image": image}
         if mask is not None:
             sample["mask"] = mask[None].float()
-        with _plain_tensors():
+        with no_metadata():
             changed = self._transform(sample)
         changed_mask = None if mask is None else changed["mask"][0].long()
         return changed["image"].contiguous(), changed_mask
@@ -132,14 +132,3 @@ def _transforms(recipe: Recipe, image_size: tuple[int, ...]) -> Iterator[Transfo
         yield RandAdjustContrastd("image", prob=0.2, gamma=(0.8, 1.25))
     if recipe.noise_sd > 0:
         yield RandGaussianNoised("image", prob=0.2, std=recipe.noise_sd)
-
-
-@contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """MONAI's metadata tracking off: it makes each step three to seven times as slow."""
-    is_tracking = get_track_meta()
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(is_tracking)

@@ -15,13 +15,11 @@ import io
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
     GaussianSmooth,
     GibbsNoise,
@@ -33,10 +31,11 @@ from monai.transforms import (
     Zoom,
 )
 
+from medlite.monai_metadata import no_metadata
 from medlite.safety.mr_artefacts import add_ghosting, add_motion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 """(image (C, H, W[, D]) in [0, 1], level, random) -> the same shape"""
@@ -204,7 +203,7 @@ def corrupt(
     level, seed = corruption.levels[severity - 1], (zlib.crc32(name.encode()), severity, position)
     low, high = value_range
     scale = np.float32(high - low)
-    with _plain_arrays():
+    with no_metadata():
         unit = np.clip((image - low) / scale, 0, 1, dtype=np.float32)
         changed = corruption.change(unit, level, np.random.default_rng(seed))
         if corruption.moves_pixels and target.ndim == image.ndim - 1:
@@ -236,14 +235,3 @@ def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     picture.save(buffer, format="JPEG", quality=quality)
     stored = np.asarray(Image.open(buffer), dtype=np.float32) / 255
     return stored[None] if stored.ndim == 2 else stored.transpose(2, 0, 1)
-
-
-@contextmanager
-def _plain_arrays() -> Iterator[None]:
-    """MONAI's metadata tracking off: it makes each step several times as slow."""
-    is_tracking = get_track_meta()
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(is_tracking)
