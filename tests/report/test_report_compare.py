@@ -32,8 +32,9 @@ def test_a_row_is_pareto_optimal_unless_another_is_no_worse_and_somewhere_better
     best = make_row(metric=0.95)
     small = make_row(metric=0.8, size_kib=50.0)
     fast = make_row(metric=0.8, p50_ms=2.0)
+    frugal = make_row(metric=0.8, peak_mib=40.0)
     beaten = make_row(metric=0.8)
-    assert pareto(best, small, fast, beaten) == [True, True, True, False]
+    assert pareto(best, small, fast, frugal, beaten) == [True, True, True, True, False]
 
 
 def test_equal_rows_are_both_optimal():

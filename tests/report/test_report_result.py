@@ -189,3 +189,11 @@ def test_the_commit_and_uncommitted_changes_are_seen(tmp_path):
 def test_the_fake_run_of_these_tests_has_no_two_measurements_of_one_name(tmp_path):
     names = [measurement.name for measurement in make_run(tmp_path).measurements]
     assert len(set(names)) == len(names)
+
+
+def test_teachers_are_named_without_where_they_lie():
+    teachers = ["unet", "timm/resnet18", "unet@jane_doe/best.ckpt", "outputs/runs/jane_doe"]
+    config = {"compression": {"distill": {"teacher": teachers}, "kd": {"teacher": "runs/jane"}}}
+    redacted = redact_paths(config)["compression"]
+    assert redacted["distill"]["teacher"] == ["unet", "timm/resnet18", "unet@<path>", "<path>"]
+    assert redacted["kd"]["teacher"] == "<path>"
