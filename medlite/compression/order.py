@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any, Literal
 
-Stage = Literal["structure", "train", "numeric"]
+Stage = Literal["structure", "train", "numeric", "calibrate"]
 """structure: channels or layers go. train: only weights change. numeric: the arithmetic changes,
-and the result is a fixed graph in which nothing can be trained or cut any more."""
+and the result is a fixed graph in which nothing can be trained or cut any more. calibrate: only
+the logits of the finished net change."""
 
 
 def check_order(steps: Mapping[str, Any]) -> list[str]:
     """What is wrong with an order of steps, in words; empty where it can run.
 
-    Structure and training steps may come in any order, each once; one numeric step may end them.
+    Structure and training steps may come in any order, each once; one numeric step may end them,
+    and behind everything the logits may be calibrated.
 
     Args:
         steps: the steps by name, in the order in which they are to be applied. A step, or its
@@ -36,7 +38,12 @@ def check_order(steps: Mapping[str, Any]) -> list[str]:
 def _problems(name: str, step: Any, later_name: str, later: Any) -> list[str]:
     if _kind(step) is _kind(later):
         return [f"compression: '{name}' and '{later_name}' are the same step; give it once"]
-    if step.stage != "numeric":
+    if step.stage == "calibrate":
+        return [
+            f"compression: '{later_name}' cannot follow '{name}', which fits the logits of the "
+            f"finished net; put '{name}' last"
+        ]
+    if step.stage != "numeric" or later.stage == "calibrate":
         return []
     if later.stage == "numeric":
         return [

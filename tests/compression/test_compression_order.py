@@ -15,6 +15,7 @@ from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
 from medlite.compression.selective_precision import SelectivePrecision
 from medlite.compression.sparsity import Sparsity
+from medlite.compression.temperature import TemperatureScaling
 from medlite.compression.token_pruning import TokenPruning
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("conf/compression/*.yaml"))
@@ -32,6 +33,7 @@ STEPS = {
     "selective_ptq": SelectivePrecision,
     "nncf_ptq": NncfQuantization,
     "half": HalfPrecision,
+    "temperature": TemperatureScaling,
 }
 
 
@@ -49,6 +51,8 @@ def problems(*names):
         ("distill", "prune"),
         ("prune", "fuse", "qat"),
         ("prune_tokens", "prune", "ptq"),
+        ("prune", "qat", "temperature"),
+        ("temperature",),
     ],
 )
 def test_sensible_orders_have_no_problem(names):
@@ -60,6 +64,13 @@ def test_nothing_follows_an_integer_graph():
     assert problem == (
         "compression: 'prune' cannot follow 'qat', whose result is a fixed graph; put 'qat' last"
     )
+
+
+def test_nothing_follows_the_temperature():
+    assert problems("temperature", "ptq") == [
+        "compression: 'ptq' cannot follow 'temperature', which fits the logits of the finished "
+        "net; put 'temperature' last"
+    ]
 
 
 def test_a_net_is_quantised_once():

@@ -12,6 +12,7 @@ from medlite.types import Batch, CompressionContext, DataSpec, FitHooks
 torch.set_num_threads(1)
 
 IMAGE_SIZE = (32, 32)
+NUM_VALIDATION_BATCHES = 16
 
 
 def make_spec(task="segmentation", labels="binary", image_size=IMAGE_SIZE, num_classes=1):
@@ -123,7 +124,9 @@ def make_context(spec, *, teacher=None, steps=4):
         fit=ToyFit(spec, steps=steps),
         calibration_images=lambda count: make_batch(spec, count, seed=7).image,
         calibration_batches=lambda count: [make_batch(spec, 4, seed=i) for i in range(count)],
-        validation_batches=lambda count: [make_batch(spec, 8, seed=40 + i) for i in range(count)],
+        validation_batches=lambda count: [
+            make_batch(spec, 8, seed=40 + i) for i in range(min(count, NUM_VALIDATION_BATCHES))
+        ],
         build_teacher=(lambda: teacher) if teacher is not None else no_teacher,
         report=Reports(),
     )

@@ -1,0 +1,154 @@
+"""Temperature scaling: logits divided by one number, so that confidence matches accuracy."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from medlite.compression.copies import evaluation_copy
+from medlite.compression.order import Stage
+from medlite.export.trace import deployable
+from medlite.metrics import calibration
+
+if TYPE_CHECKING:
+    from medlite.types import Batch, CompressionContext, DataSpec, Labels, Task
+
+LARGEST = 20.0
+"""of the temperature; the least is 1 / LARGEST"""
+
+ALL_BATCHES = 1_000_000
+"""more than any validation split has"""
+
+MAX_PIXELS = 2_000_000
+"""of masks, spread evenly over the validation images: more would not move one number"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureScaling:
+    """Divides the logits by the temperature that fits the validation images best; the last step.
+
+    Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599, section 4.2: one
+    number minimises the negative log likelihood, of binary and multi-label logits as of
+    multi-class ones, and of masks over pixels. No decision changes, no order of patients by the
+    probability of a binary or multi-label class does; the division goes into the exported file.
+    What it mends is confidence: it cannot bring back a class that was lost.
+    """
+
+    stage: ClassVar[Stage] = "calibrate"
+
+    def apply(
+        self, net: nn.Module, context: CompressionContext
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the net with a division behind it; `net` stays as it is."""
+        spec = context.spec
+        if context.is_dry:
+            context.report("temperature", "one division of the logits, fitted on validation images")
+            return scale_logits(net, 1.0), {"temperature": 1.0}
+        logits, target = _validation_logits(net, context.validation_batches(ALL_BATCHES), spec.task)
+        temperature = fit_temperature(logits, target, labels=spec.labels)
+        context.report("temperature", _describe(logits, target, temperature, spec))
+        return scale_logits(net, temperature), {"temperature": temperature}
+
+    def restore(self, net: nn.Module, state: dict[str, Any], spec: DataSpec) -> nn.Module:
+        """Put the division behind `net`; its weights are still to be loaded."""
+        return scale_logits(net, state["temperature"])
+
+
+class ScaledLogits(nn.Module):
+    """A net and the division behind it.
+
+    Args:
+        net: gives (B, K, ...) logits.
+        temperature: above 1 makes it less confident, below 1 more.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, net: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("temperature", torch.tensor(temperature))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W[, D]) -> (B, K, ...)."""
+        return self.net(images) / self.temperature
+
+    def deploy(self) -> ScaledLogits:
+        """The same around the deployed form of the net."""
+        return ScaledLogits(deployable(self.net), float(self.temperature)).eval()
+
+
+def scale_logits(net: nn.Module, temperature: float) -> nn.Module:
+    """A copy of `net` that divides its logits; a fixed graph gets the division as a node."""
+    if not isinstance(net, GraphModule):
+        return ScaledLogits(evaluation_copy(net), temperature).eval()
+    scaled = copy.deepcopy(net).cpu()
+    scaled.register_buffer("temperature", torch.tensor(temperature))
+    (output,) = scaled.graph.find_nodes(op="output")
+    (logits,) = output.all_input_nodes
+    with scaled.graph.inserting_before(output):
+        divisor = scaled.graph.get_attr("temperature")
+        quotient = scaled.graph.call_function(torch.ops.aten.div.Tensor, (logits, divisor))
+    quotient.meta = dict(logits.meta)
+    output.replace_input_with(logits, quotient)
+    scaled.recompile()
+    return scaled
+
+
+def fit_temperature(logits: Tensor, target: Tensor, *, labels: Labels) -> float:
+    """The temperature of least negative log likelihood, within 1 / LARGEST and LARGEST.
+
+    The likelihood is concave in 1 / temperature, so there is one best value. It lies at an end
+    of the range where every decision is right, or where the logits say nothing.
+
+    Args:
+        logits: (N, K, ...) of validation images.
+        target: their classes or masks.
+        labels: what the logits mean.
+    """
+    logits = logits.double()
+    bound = math.log(LARGEST)
+    found = minimize_scalar(
+        lambda log_temperature: _mean_loss(logits, target, math.exp(log_temperature), labels),
+        bounds=(-bound, bound),
+        method="bounded",
+    )
+    return math.exp(found.x)
+
+
+@torch.no_grad()
+def _validation_logits(
+    net: nn.Module, batches: Sequence[Batch], task: Task
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and targets (N,) or (N, K) of images, or of pixels spread over them."""
+    logits = [net(batch.image).float() for batch in batches]
+    targets = [batch.target for batch in batches]
+    if task == "classification":
+        return torch.cat(logits), torch.cat(targets)
+    step = math.ceil(sum(target.numel() for target in targets) / MAX_PIXELS)
+    of_pixels = [each.movedim(1, -1).flatten(0, -2)[::step] for each in logits]
+    return torch.cat(of_pixels), torch.cat([target.flatten()[::step] for target in targets])
+
+
+def _mean_loss(logits: Tensor, target: Tensor, temperature: float, labels: Labels) -> float:
+    """Mean negative log likelihood of logits divided by `temperature`."""
+    scaled = logits / temperature
+    return float(calibration.negative_log_likelihood(scaled, target, labels=labels).mean())
+
+
+def _describe(logits: Tensor, target: Tensor, temperature: float, spec: DataSpec) -> str:
+    before, after = (
+        _mean_loss(logits.double(), target, divisor, spec.labels) for divisor in (1.0, temperature)
+    )
+    what = "images" if spec.task == "classification" else "pixels"
+    return (
+        f"{temperature:.3f}; NLL on {len(logits):,} validation {what} {before:.4f} -> {after:.4f}"
+    )
