@@ -214,6 +214,11 @@ class SafetyMargins:
     class_score_drop: float | None = None
     """AUC or Dice of any class"""
     brier_increase: float | None = None
+    operating_sensitivity: float = 0.9
+    """share of a class's validation images that the uncompressed model finds at the threshold at
+    which both models are compared"""
+    rare_prevalence: float = 0.1
+    """classes with a smaller share of the training images (or foreground pixels) are named"""
     num_resamples: int = 2000
     enforce: bool = False
     """end the command with exit code 3 on FAIL; changes nothing of the run itself"""

@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     margins = margins_config(options.safety, [conf_directory()])
     first, second = load_sides(options.baseline, options.compressed)
     report = compare_models(
-        first.predictions, match(first, second), first.spec, margins, seed=options.seed
+        first.predictions,
+        match(first, second),
+        first.spec,
+        margins,
+        operating_points=first.operating_points,
+        seed=options.seed,
     )
     stated = {name: value for name, value in asdict(margins).items() if name != "enforce"}
     plain = without_nan(

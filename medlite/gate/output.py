@@ -47,7 +47,7 @@ def as_html(plain: dict[str, Any]) -> str:
     body = (
         f"{tables.safety_table(report)}"
         f'<p class="muted">{tables.safety_remark(report)}</p>'
-        f"{tables.class_intervals_table(report)}<h2>Margins ({escape(plain['safety'])})</h2>"
-        f"{margins}"
+        f"{tables.class_intervals_table(report)}{tables.operating_points_table(report)}"
+        f"<h2>Margins ({escape(plain['safety'])})</h2>{margins}"
     )
     return page("medlite gate", f'{header}<main class="full">{body}</main>')

@@ -10,6 +10,7 @@ import numpy as np
 from medlite.errors import RecordError, did_you_mean
 from medlite.gate.sides import Side
 from medlite.report.result import FILE_NAME, read_result
+from medlite.safety.operating_point import OperatingPoint
 from medlite.types import DataSpec, Predictions
 
 LISTS = ("image_size", "class_names", "class_counts", "spacing_mm")
@@ -39,11 +40,15 @@ def load_run(directory: Path, candidate: str) -> Side:
         logits = arrays[candidate]
     with _open(directory, "targets.npz") as arrays:
         targets, groups = arrays["targets"], tuple(arrays["groups"].tolist())
+    result = read_result(directory / FILE_NAME)
+    name = "baseline" if "/" in candidate else "deployed"
+    points = result.operating_points.get(name, [])
     return Side(
         name=f"{directory}@{candidate}",
         ids=tuple(map(str, range(len(logits)))),
         predictions=Predictions(logits=logits, targets=targets, groups=groups),
-        spec=_spec_of(read_result(directory / FILE_NAME).dataset),
+        spec=_spec_of(result.dataset),
+        operating_points=tuple(OperatingPoint(**point) for point in points),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medlite.errors import RecordError
+from medlite.safety.operating_point import OperatingPoint
 from medlite.types import DataSpec, Predictions
 
 
@@ -20,6 +21,8 @@ class Side:
     ids: tuple[str, ...]
     predictions: Predictions
     spec: DataSpec
+    operating_points: tuple[OperatingPoint, ...] = ()
+    """empty where validation images are not known"""
 
 
 def match(first: Side, second: Side) -> Predictions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -95,14 +95,15 @@ def measure(
 
 
 @torch.no_grad()
-def predict(job: Job, net: nn.Module) -> Predictions:
-    """What torch itself says about the test split."""
+def predict(job: Job, net: nn.Module, split: Literal["val", "test"] = "test") -> Predictions:
+    """What torch itself says about a split."""
     net.cpu()
-    batches = list(job.data.test_dataloader())
+    loaders = {"val": job.data.val_dataloader, "test": job.data.test_dataloader}
+    batches = list(loaders[split]())
     logits = torch.cat([net(batch.image) for batch in batches])
     targets = torch.cat([batch.target for batch in batches])
     return Predictions(
-        logits=logits.float().numpy(), targets=targets.numpy(), groups=job.data.groups("test")
+        logits=logits.float().numpy(), targets=targets.numpy(), groups=job.data.groups(split)
     )
 
 

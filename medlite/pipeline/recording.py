@@ -37,6 +37,7 @@ from medlite.report.terminal import console, print_summary
 from medlite.report.verdict import find_no_gain, summarise_verdict
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
+from medlite.safety.operating_point import OperatingPoint, choose_operating_points
 from medlite.safety.robustness import robustness_measurements
 from medlite.types import Artifact, DataSpec, Measurement, Predictions
 
@@ -77,10 +78,13 @@ def record(job: Job, evidence: Evidence) -> RunResult:
     keep_targets(job, torch_says[""])
     predictions = _on_runtimes(torch_says[""], evidence.bench)
     parity = _check_parity(job, evidence, torch_says, predictions)
-    safety = _judge_safety(job, torch_says.get("baseline"), predictions)
+    points = {name: _operating_points(job, net) for name, net in evidence.nets.items()}
+    safety = _judge_safety(job, torch_says.get("baseline"), predictions, points.get("baseline"))
+    control_points = None
     if evidence.control is not None:
         torch_says["control"] = predict(job, evidence.control.net)
-    control = _judge_safety(job, torch_says.get("control"), predictions)
+        control_points = _operating_points(job, evidence.control.net)
+    control = _judge_safety(job, torch_says.get("control"), predictions, control_points)
     if evidence.teacher is not None:
         torch_says["teacher"] = predict(job, evidence.teacher.net)
     measurements = [
@@ -107,6 +111,10 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         artifacts=list(_artifacts(job, evidence)),
         parity=parity,
         safety={runtime: report.to_json() for runtime, report in safety.items()},
+        operating_points={
+            name or "deployed": [asdict(point) for point in of_net]
+            for name, of_net in points.items()
+        },
         robustness=dict(evidence.robustness),
         exemplars=record_exemplars(job, torch_says.get("baseline"), predictions),
         failure_modes=record_failures(job, torch_says.get("baseline"), predictions),
@@ -193,14 +201,32 @@ def _primary_score(spec: DataSpec, targets: np.ndarray, logits: np.ndarray) -> f
     return float(metrics.compute()[primary_metric(spec)])
 
 
+def _operating_points(job: Job, net: torch.nn.Module) -> tuple[OperatingPoint, ...]:
+    """Of a classifier; nothing is computed for other nets."""
+    if job.spec.task == "segmentation":
+        return ()
+    sensitivity = job.config.safety.operating_sensitivity
+    return choose_operating_points(predict(job, net, "val"), job.spec, sensitivity=sensitivity)
+
+
 def _judge_safety(
-    job: Job, uncompressed: Predictions | None, predictions: Mapping[str, Predictions]
+    job: Job,
+    uncompressed: Predictions | None,
+    predictions: Mapping[str, Predictions],
+    points: tuple[OperatingPoint, ...] | None,
 ) -> dict[str, SafetyReport]:
     """The deployed model on each runtime against an uncompressed one in torch."""
     if uncompressed is None:
         return {}
     return {
-        key: compare_models(uncompressed, said, job.spec, job.config.safety, seed=job.config.seed)
+        key: compare_models(
+            uncompressed,
+            said,
+            job.spec,
+            job.config.safety,
+            operating_points=points or (),
+            seed=job.config.seed,
+        )
         for key, said in predictions.items()
         if "/" not in key
     }

@@ -193,12 +193,12 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
             yield measured(f"{label}, {candidate}", score, "not evaluated in this run")
     for runtime, report in result.safety.items():
         yield observed(f"Safety gate, {runtime}", report["verdict"], gate_note(report))
-        rarest, flips = report.get("rarest_class"), report.get("flips")
-        if rarest:
+        flips = report.get("flips")
+        for kind, rare in rare_classes(report):
             yield observed(
-                f"Rarest class, {runtime}",
-                rarest_text(report, result.dataset["class_names"]),
-                f"{rarest['test_count']} test images",
+                f"{kind}, {runtime}",
+                rare_text(rare["name"], report, result.dataset["class_names"]),
+                f"{rare['prevalence']:.1%} in training, {rare['test_count']} test images",
             )
         if flips:
             changed = f"{flips['changed']:,} of {flips['total']:,} {flips['unit']}"
@@ -294,12 +294,27 @@ def gate_note(report: Mapping[str, Any]) -> str:
     )
 
 
-def rarest_text(report: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """The rarest class, and its sensitivity before and after if it was judged."""
-    name = report["rarest_class"]["name"]
+def rare_classes(report: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The rarest class and the other rare ones, each with its label."""
+    rarest = report.get("rarest_class")
+    if rarest:
+        yield "Rarest class", rarest
+    for each in report.get("rare_classes", ()):
+        if each != rarest:
+            yield f"Rare class {each['name']}", each
+
+
+def rare_text(name: str, report: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """A class's sensitivity before and after where it was judged, and at its operating point."""
     key = class_keys(class_names)[class_names.index(name)]
-    for item in report["items"]:
-        if item["name"] == f"safety/sensitivity_drop/{key}" and item["baseline"] is not None:
+    items = {item["name"].removeprefix("safety/"): item for item in report["items"]}
+    parts = []
+    for check, words in {
+        "sensitivity_drop": "sensitivity",
+        "sensitivity_at_point_drop": "at its operating point",
+    }.items():
+        item = items.get(f"{check}/{key}")
+        if item is not None and item["baseline"] is not None:
             change = f"{number(item['baseline'])} to {number(item['compressed'])}"
-            return f"{name}: sensitivity {change} ({item['verdict']})"
-    return name
+            parts.append(f"{words} {change} ({item['verdict']})")
+    return f"{name}: {', '.join(parts)}" if parts else name

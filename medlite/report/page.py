@@ -149,7 +149,7 @@ def gate_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(
         f"<h3>{escape(runtime)} {tables.chip(report['verdict'])}</h3>"
         f'{tables.safety_table(report)}<p class="muted">{tables.safety_remark(report)}</p>'
-        f"{tables.class_intervals_table(report)}"
+        f"{tables.class_intervals_table(report)}{tables.operating_points_table(report)}"
         for runtime, report in reports.items()
     )
 

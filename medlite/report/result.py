@@ -73,6 +73,8 @@ class RunResult:
     """runtime -> `SafetyReport.to_json`; empty where there was nothing to compare"""
     control: dict[str, dict[str, Any]] = field(default_factory=dict)
     """the same against the uncompressed model after as much further training, in float"""
+    operating_points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """"deployed" and "baseline" -> `OperatingPoint` of each class, empty lists in segmentation"""
     robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> `RobustnessReport.to_json`; empty where it was switched off"""
     exemplars: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -180,6 +180,26 @@ def class_intervals_table(report: Mapping[str, Any]) -> str:
     return table(headings, rows)
 
 
+def operating_points_table(report: Mapping[str, Any]) -> str:
+    """Where the uncompressed model calls each class; "" where nothing was chosen."""
+    points = report.get("operating_points", ())
+    if not points:
+        return ""
+    headings = ["class", "called from probability", "validation images", "sensitivity there"]
+    headings += ["specificity there"]
+    rows = [
+        [
+            escape(point["class_name"]),
+            plain(point["threshold"]),
+            plain(point["num_positives"]),
+            plain(point["sensitivity"]),
+            plain(point["specificity"]),
+        ]
+        for point in points
+    ]
+    return table(headings, rows)
+
+
 def safety_remark(report: Mapping[str, Any]) -> str:
     """Flips, rarest class and how it was resampled, in a sentence."""
     parts = [
@@ -196,6 +216,9 @@ def safety_remark(report: Mapping[str, Any]) -> str:
         )
     if rarest:
         parts.append(f"rarest class: {rarest['name']}, {rarest['test_count']} test images")
+    rare = [f"{c['name']} ({c['prevalence']:.1%})" for c in report.get("rare_classes", ())]
+    if rare:
+        parts.append(f"rare in training: {', '.join(rare)}")
     return escape(". ".join(part[:1].upper() + part[1:] for part in parts) + ".")
 
 

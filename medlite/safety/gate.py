@@ -20,7 +20,9 @@ from medlite.safety.judge import (
     judge_family,
     worst,
 )
+from medlite.safety.operating_point import OperatingPoint, point_statistics, thresholds_of
 from medlite.safety.plan import PROPORTIONS, Check, check_margins, plan
+from medlite.safety.rare_classes import RareClass, by_prevalence
 from medlite.safety.shown import (
     ClassIntervals,
     ShownLoss,
@@ -38,17 +40,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RarestClass:
-    """The class with the fewest training images (or pixels): where compression hurts first."""
-
-    name: str
-    train_count: int | None
-    """None where only predictions are known, without the set that the models learned from"""
-    test_count: int
-    """test images that have it"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SafetyReport:
     """What the gate found; the verdict is that of the worst item."""
 
@@ -60,7 +51,11 @@ class SafetyReport:
     seed: int
     flips: Flips | None = None
     """None where outputs are not finite, like the rarest class"""
-    rarest_class: RarestClass | None = None
+    rarest_class: RareClass | None = None
+    rare_classes: tuple[RareClass, ...] = ()
+    """those below `safety.rare_prevalence`, the rarest first"""
+    operating_points: tuple[OperatingPoint, ...] = ()
+    """where both models were compared besides their own decisions"""
     shown: tuple[ShownLoss, ...] = ()
     """what has no margin"""
     class_intervals: tuple[ClassIntervals, ...] = ()
@@ -77,13 +72,15 @@ def compare_models(
     spec: DataSpec,
     margins: SafetyMargins,
     *,
+    operating_points: tuple[OperatingPoint, ...] = (),
     seed: int = 0,
 ) -> SafetyReport:
     """Judge the losses of the task metric, calibration and each class's sensitivity.
 
     Judged: `safety/metric_drop`, `safety/ece_increase`, `safety/nll_increase` and
     `safety/sensitivity_drop/<class>` (every class in classification; the foreground classes, over
-    the pixels of resampled groups, in segmentation), and those of `plan.OPTIONAL` that have a
+    the pixels of resampled groups, in segmentation), `safety/sensitivity_at_point_drop/<class>` of
+    the classes that have an operating point, and those of `plan.OPTIONAL` that have a
     margin. Everything else of `plan.plan` is shown beside them, with its interval. Outputs that
     are equal bit by bit pass; otherwise an interval of no width is widened as `judge.Resolution`
     says, so that a class with few test patients is INCONCLUSIVE even if none of them was lost.
@@ -93,6 +90,7 @@ def compare_models(
         compressed: of the compressed model, on the same samples in the same order.
         spec: the dataset; without `class_counts` the rarest class is that of the test split.
         margins: how much worse it may be.
+        operating_points: of the uncompressed model, see `choose_operating_points`.
         seed: of the bootstrap.
 
     Raises:
@@ -105,16 +103,20 @@ def compare_models(
     if broken:
         return build_report((broken,), baseline, spec, margins, seed)
     before, after = (grouped_scores(side, spec) for side in (baseline, compressed))
-    checks = plan(spec, margins)
+    thresholds = thresholds_of(operating_points, spec)
+    checks = plan(spec, margins, thresholds)
     judged = [check for check in checks if check.margin is not None]
     unjudged = [check for check in checks if check.margin is None]
-    first = paired_scores(baseline, spec, before)
+    first, second = (
+        paired_scores(side, spec, scores) | point_statistics(side, spec, thresholds)
+        for side, scores in ((baseline, before), (compressed, after))
+    )
     if np.array_equal(baseline.logits, compressed.logits):
         items, shown = identical_items(judged, unjudged, first, before.num_groups)
     else:
         paired = paired_bootstrap(
             first,
-            paired_scores(compressed, spec, after),
+            second,
             higher_is_better={check.score: check.higher_is_better for check in checks},
             num_groups=before.num_groups,
             num_resamples=margins.num_resamples,
@@ -126,10 +128,13 @@ def compare_models(
         shown = shown_losses(unjudged, paired, p_values)
     if spec.task == "segmentation":
         shown += distance_losses(baseline, compressed, spec, margins, seed)
+    classes = by_prevalence(spec, before, len(baseline.targets))
     return replace(
         build_report(items, baseline, spec, margins, seed),
         flips=count_flips(baseline, compressed, spec),
-        rarest_class=rarest_class(spec, before),
+        rarest_class=classes[0],
+        rare_classes=tuple(c for c in classes if c.prevalence < margins.rare_prevalence),
+        operating_points=operating_points,
         shown=shown,
         class_intervals=class_intervals(before, after, spec),
     )
@@ -226,7 +231,7 @@ def resolution_of(check: Check, scores: GroupedScores, spec: DataSpec) -> Resolu
         return Resolution(
             num_groups=scores.num_groups, group_kind=f"{spec.group_kind}s", is_proportion=False
         )
-    is_about_others = check.family == "specificity_drop"
+    is_about_others = check.score.startswith("specificity")
     num_groups = scores.num_groups_of_class[check.position]
     if is_about_others:
         others = scores.counts[:, check.position, 1] + scores.counts[:, check.position, 3]
@@ -235,16 +240,4 @@ def resolution_of(check: Check, scores: GroupedScores, spec: DataSpec) -> Resolu
         num_groups=num_groups,
         group_kind=f"{spec.group_kind}s {'without' if is_about_others else 'with'} this class",
         is_proportion=spec.task == "classification" and check.family in PROPORTIONS,
-    )
-
-
-def rarest_class(spec: DataSpec, scores: GroupedScores) -> RarestClass:
-    """By training counts where they are known, the background of a segmentation aside."""
-    first = 1 if spec.task == "segmentation" else 0
-    counts = spec.class_counts or scores.num_samples_of_class
-    position = min(range(first, len(spec.class_names)), key=counts.__getitem__)
-    return RarestClass(
-        name=spec.class_names[position],
-        train_count=spec.class_counts[position] if spec.class_counts else None,
-        test_count=scores.num_samples_of_class[position],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from medlite.errors import ConfigError
@@ -16,7 +17,9 @@ MIN_RESAMPLES = 500
 
 REQUIRED = ("metric_drop", "sensitivity_drop", "ece_increase", "nll_increase")
 OPTIONAL = ("specificity_drop", "class_score_drop", "brier_increase")
-PROPORTIONS = ("sensitivity_drop", "specificity_drop")
+BELOW_ONE = ("sensitivity_drop", "specificity_drop")
+PROPORTIONS = (*BELOW_ONE, "sensitivity_at_point_drop", "specificity_at_point_drop")
+SHARES = ("operating_sensitivity", "rare_prevalence")
 
 
 class Check(NamedTuple):
@@ -48,8 +51,13 @@ def check_margins(margins: SafetyMargins) -> None:
     ]
     problems += [
         f"safety.{name}: {stated[name]:g} is not below 1"
-        for name in PROPORTIONS
+        for name in BELOW_ONE
         if stated[name] is not None and stated[name] >= 1
+    ]
+    problems += [
+        f"safety.{name}: {getattr(margins, name):g} is not in (0, 1]"
+        for name in SHARES
+        if not 0 < getattr(margins, name) <= 1
     ]
     if margins.num_resamples < MIN_RESAMPLES:
         problems.append(
@@ -60,8 +68,14 @@ def check_margins(margins: SafetyMargins) -> None:
         raise ConfigError(problems)
 
 
-def plan(spec: DataSpec, margins: SafetyMargins) -> list[Check]:
-    """All that is compared, the task metric first; distances aside, which need both models."""
+def plan(spec: DataSpec, margins: SafetyMargins, at_point: Collection[str] = ()) -> list[Check]:
+    """All that is compared, the task metric first; distances aside, which need both models.
+
+    Args:
+        spec: the dataset.
+        margins: how much of each may be lost.
+        at_point: keys of the classes that have an operating point.
+    """
     is_segmentation = spec.task == "segmentation"
     keys = list(enumerate(class_keys(spec.class_names)))
     foreground = keys[1:] if is_segmentation else keys
@@ -76,6 +90,9 @@ def plan(spec: DataSpec, margins: SafetyMargins) -> list[Check]:
     for position, key in foreground:
         name, score = f"safety/specificity_drop/{key}", f"specificity/{key}"
         checks.append(Check(name, score, margins.specificity_drop, True, position))
+    for position, key in foreground:
+        if key in at_point:
+            checks += point_checks(position, key, margins)
     class_score = "dice" if is_segmentation else "auc"
     scored = keys[1:] if is_segmentation or spec.labels == "binary" else keys
     for position, key in scored:
@@ -83,6 +100,15 @@ def plan(spec: DataSpec, margins: SafetyMargins) -> list[Check]:
         checks.append(Check(name, score, margins.class_score_drop, True, position))
     checks.append(Check("safety/brier_increase", "brier", margins.brier_increase, False))
     return checks + shown_only(spec, scored)
+
+
+def point_checks(position: int, key: str, margins: SafetyMargins) -> list[Check]:
+    """What is lost of a class at its operating point, with the margins of its decisions."""
+    limits = {"sensitivity": margins.sensitivity_drop, "specificity": margins.specificity_drop}
+    return [
+        Check(f"safety/{name}_at_point_drop/{key}", f"{name}_at_point/{key}", limit, True, position)
+        for name, limit in limits.items()
+    ]
 
 
 def shown_only(spec: DataSpec, scored: list[tuple[int, str]]) -> list[Check]:

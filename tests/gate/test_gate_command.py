@@ -14,6 +14,7 @@ from medlite.errors import ConfigError, RecordError
 from medlite.gate.command import main, split_source
 from medlite.report.result import write_result
 from medlite.safety.gate import compare_models
+from medlite.safety.operating_point import choose_operating_points
 from medlite.safety.plan import OPTIONAL, REQUIRED
 from medlite.types import SafetyMargins
 
@@ -88,7 +89,7 @@ def test_json_and_page_hold_the_report_and_its_margins(files, tmp_path):
     assert plain["margins"]["specificity_drop"] == 0.02
     assert "enforce" not in plain["margins"]
     assert plain["report"]["rarest_class"] == {
-        "name": "class 3", "train_count": None, "test_count": 60,
+        "name": "class 3", "prevalence": 60 / 510, "train_count": None, "test_count": 60,
     }  # fmt: skip
     page = (tmp_path / "g.html").read_text()
     assert "safety table" not in page
@@ -133,7 +134,8 @@ def runs(tmp_path, world):
         *rest,
         **{"baseline/openvino": before.logits, "openvino": after.logits},
     )
-    return first, second, compare_models(before, after, spec, SafetyMargins())
+    expected = compare_models(before, after, spec, SafetyMargins())
+    return first, second, expected
 
 
 def test_two_runs_are_compared_on_the_first_runtime_they_share(runs, tmp_path):
@@ -152,6 +154,20 @@ def test_a_candidate_of_a_run_can_be_named(runs, tmp_path):
     main([*words, "--json", str(tmp_path / "g.json")])
     report = json.loads((tmp_path / "g.json").read_text())["report"]
     assert report["verdict"] == expected.verdict
+
+
+def test_runs_are_compared_at_the_operating_points_of_the_first(world, runs, tmp_path):
+    _, spec, before, after = world
+    second = runs[1]
+    points = choose_operating_points(before, spec, sensitivity=0.9)
+    expected = compare_models(before, after, spec, SafetyMargins(), operating_points=points)
+    sides = [f"{second}@baseline/openvino", f"{second}@openvino"]
+    main([*sides, "--json", str(tmp_path / "g.json"), "--html", str(tmp_path / "g.html")])
+    report = json.loads((tmp_path / "g.json").read_text())["report"]
+    losses = {item["name"]: item["difference"] for item in report["items"]}
+    assert losses == {item.name: item.difference for item in expected.items}
+    assert len(losses) == 3 + 2 * len(spec.class_names)
+    assert "called from probability" in (tmp_path / "g.html").read_text()
 
 
 def test_a_candidate_that_was_not_measured_is_told(runs):

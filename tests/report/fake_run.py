@@ -14,6 +14,7 @@ from medlite.report.verdict import summarise_verdict
 from medlite.safety.exemplars import find_exemplars
 from medlite.safety.failures import find_failures
 from medlite.safety.gate import compare_models
+from medlite.safety.operating_point import choose_operating_points
 from medlite.safety.robustness import (
     CLEAN,
     compare_robustness,
@@ -219,6 +220,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
     metric = "dice" if task == "segmentation" else "auc"
     images, before = fake_predictions(spec)
     after = compressed_from(before, spec)
+    points = choose_operating_points(before, spec, sensitivity=0.9)
     measurements, samples, safety, bins = [], {}, {}, {}
     for position, runtime in enumerate(runtimes):
         for candidate, median in ((f"baseline/{runtime}", 5.1), (runtime, 2.9)):
@@ -233,7 +235,8 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         )  # fmt: skip
         measurements += evaluate(before, spec, prefix=f"baseline/test/{runtime}")
         measurements += evaluate(after, spec, prefix=f"test/{runtime}")
-        report = compare_models(before, after, spec, SafetyMargins(num_resamples=600))
+        margins = SafetyMargins(num_resamples=600)
+        report = compare_models(before, after, spec, margins, operating_points=points)
         safety[runtime] = report.to_json()
         bins[f"baseline/{runtime}"] = reliability(before, spec)
         bins[runtime] = reliability(after, spec)
@@ -270,6 +273,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
             "runtime": "+".join(runtimes), "hardware": "laptop_8gb", "train": "quick",
         },
         primary_metric=metric,
+        operating_points={"baseline": [asdict(point) for point in points]},
         dataset=asdict(spec),
         config={
             "dataset": {"_target_": "medlite.data.lidc.Nodules", "root": "data/jane_doe"},
