@@ -48,3 +48,51 @@ def hausdorff95(
             )
         distances[image, label] = float(distance)
     return distances
+
+
+SURFACE_TOLERANCE = 2.0
+"""mm, or pixels where no spacing is known: outlines that are no further apart count as one"""
+
+
+def surface_name(spacing_mm: Sequence[float] | None) -> str:
+    """What `normalised_surface_dice` is called: "nsd_2mm" or "nsd_2px"."""
+    return f"nsd_{SURFACE_TOLERANCE:g}{'px' if spacing_mm is None else 'mm'}"
+
+
+def normalised_surface_dice(
+    decided: np.ndarray, target: np.ndarray, *, num_classes: int, spacing_mm: Sequence[float] | None
+) -> np.ndarray:
+    """The share of both outlines that lies within SURFACE_TOLERANCE of the other one.
+
+    MONAI's surface Dice (Nikolov et al., "Deep learning to achieve clinically applicable
+    segmentation of head and neck anatomy for radiotherapy", arXiv:1809.04430, section "Surface
+    Dice"), in [0, 1], higher is better. A class that is missed scores 0.
+
+    Args:
+        decided: (N, H, W[, D]) class of each pixel.
+        target: as `decided`.
+        num_classes: foreground classes are 1 to num_classes - 1.
+        spacing_mm: size of a pixel along each axis; None: the tolerance is in pixels.
+
+    Returns:
+        (N, num_classes - 1), NaN where `target` lacks the class.
+    """
+    from monai.metrics import compute_surface_dice
+
+    scores = np.full((len(decided), num_classes - 1), np.nan)
+    for image, label in np.ndindex(*scores.shape):
+        found = torch.from_numpy(decided[image] == label + 1)
+        true = torch.from_numpy(target[image] == label + 1)
+        if not true.any():
+            continue
+        scores[image, label] = 0
+        if found.any():
+            score = compute_surface_dice(
+                found[None, None],
+                true[None, None],
+                class_thresholds=[SURFACE_TOLERANCE],
+                include_background=True,
+                spacing=None if spacing_mm is None else list(spacing_mm),
+            )
+            scores[image, label] = float(score)
+    return scores

@@ -15,7 +15,7 @@ import torch
 
 from medlite.metrics import calibration, counts
 from medlite.metrics.decisions import decisions, probabilities
-from medlite.metrics.distance import hausdorff95
+from medlite.metrics.distance import hausdorff95, normalised_surface_dice, surface_name
 from medlite.metrics.names import class_keys
 from medlite.metrics.ranking import one_vs_rest, weighted_auc, weighted_average_precision
 from medlite.metrics.statistics import group_sums, mean_of, pooled
@@ -36,8 +36,9 @@ def paired_scores(
     """The statistics of `scores` and more; the areas under curves are those of this function.
 
     Added: `specificity/<class>`, `ece_adaptive`; for classification `ap`, `ap/<class>` and, where
-    classes exclude each other, `ece_classwise`; for segmentation `ece/<class>` where there are
-    several foreground classes. Distances are not of one model alone: see `surface_distances`.
+    classes exclude each other, `ece_classwise`; for segmentation `nsd_2mm/<class>` (or `_2px`), and
+    `ece/<class>` where there are several foreground classes. Hausdorff distances are not of one
+    model alone: see `surface_distances`.
     """
     keys, group = class_keys(spec.class_names), group_of(predictions)
     result = dict(scores.statistics)
@@ -48,11 +49,12 @@ def paired_scores(
         result |= curve_statistics(predictions, spec, group)
         if spec.labels == "multiclass":
             result["ece_classwise"] = classwise_statistic(predictions, group, scores.num_groups)
-    elif scores.bins.shape[1] > 1:
+        return result
+    if scores.bins.shape[1] > 1:
         for column, key in enumerate(keys[1:]):
             bins = scores.bins[:, column : column + 1]
             result[f"ece/{key}"] = pooled(bins, calibration.calibration_error)
-    return result
+    return result | surface_statistics(predictions, spec, group, scores.num_groups)
 
 
 def group_of(predictions: Predictions) -> Tensor:
@@ -155,6 +157,23 @@ def classwise_statistic(predictions: Predictions, group: Tensor, num_groups: int
     judged = calibration.Confidences(probability[..., None], outcome)
     bins = group_sums(calibration.bin_sums(judged), group, num_groups)
     return pooled(bins, calibration.calibration_error)
+
+
+def surface_statistics(
+    predictions: Predictions, spec: DataSpec, group: Tensor, num_groups: int
+) -> dict[str, Statistic]:
+    """Mean normalised surface Dice of each foreground class, over the images that have it."""
+    shares = normalised_surface_dice(
+        decisions(torch.from_numpy(predictions.logits), spec.labels).numpy(),
+        predictions.targets,
+        num_classes=len(spec.class_names),
+        spacing_mm=spec.spacing_mm,
+    )
+    name = surface_name(spec.spacing_mm)
+    return {
+        f"{name}/{key}": mean_of(torch.from_numpy(of_class), group, num_groups)
+        for key, of_class in zip(class_keys(spec.class_names)[1:], shares.T, strict=True)
+    }
 
 
 def surface_distances(

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from medlite.errors import ConfigError
+from medlite.metrics.distance import surface_name
 from medlite.metrics.names import class_keys
 from medlite.metrics.task import primary_metric
 
@@ -116,7 +117,8 @@ def shown_only(spec: DataSpec, scored: list[tuple[int, str]]) -> list[Check]:
     if spec.task == "segmentation":
         drops = ["iou", "dice_per_image"]
         increases = ["ece_adaptive"]
-        by_class = [("ece", False)] if len(scored) > 1 else []
+        by_class = [(surface_name(spec.spacing_mm), True)]
+        by_class += [("ece", False)] if len(scored) > 1 else []
     else:
         drops = ["ap", "accuracy", "balanced_accuracy"]
         increases = ["ece_adaptive"]

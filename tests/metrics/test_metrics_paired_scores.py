@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_erosion
+from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from medlite.metrics import calibration
-from medlite.metrics.distance import hausdorff95
+from medlite.metrics.distance import hausdorff95, normalised_surface_dice
 from medlite.metrics.intervals import clopper_pearson_interval, wilson_interval
 from medlite.metrics.paired_scores import paired_scores, surface_distances
 from medlite.metrics.ranking import weighted_average_precision
@@ -199,3 +201,45 @@ def test_several_foreground_classes_have_a_calibration_error_each():
     everyone = torch.ones(1, scores.num_groups, dtype=torch.float64)
     each = [float(statistics[f"ece/class_{k}"](everyone)) for k in (1, 2)]
     assert scores.value("ece") == pytest.approx(np.mean(each))
+
+
+def outline(mask):
+    """Coordinates of the pixels of a mask that touch its outside, by an edge."""
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+@pytest.mark.parametrize("spacing_mm", [None, (1.0, 1.0), (0.9, 2.5)])
+def test_the_surface_dice_is_the_share_of_both_outlines_that_is_near_the_other(spacing_mm):
+    targets = make_masks()
+    generator = np.random.default_rng(3)
+    masks = np.roll(targets, (2, 1), axis=(1, 2))
+    masks[:, 7:9] = generator.integers(3, size=masks[:, 7:9].shape)
+    masks[0][masks[0] == 2] = 0
+    scores = normalised_surface_dice(masks, targets, num_classes=3, spacing_mm=spacing_mm)
+    for image, label in np.ndindex(*scores.shape):
+        sides = [outline(each[image] == label + 1) for each in (masks, targets)]
+        if not len(sides[0]):
+            assert scores[image, label] == 0
+            continue
+        distances = cdist(*(side * np.array(spacing_mm or (1, 1)) for side in sides))
+        near = [(distances.min(axis=axis) <= 2).sum() for axis in (0, 1)]
+        expected = sum(near) / sum(map(len, sides))
+        assert scores[image, label] == pytest.approx(expected)
+    assert scores[0, 1] == 0
+    assert 0 < np.nanmin(scores[1:]) < np.nanmax(scores) <= 1
+
+
+def test_surface_dice_counts_the_images_that_have_the_class():
+    targets = make_masks()
+    targets[3][targets[3] == 2] = 0
+    predictions = with_masks(targets, np.roll(make_masks(), 5, axis=1))
+    spec = make_spec("segmentation", num_names=3, spacing_mm=(1.0, 1.0))
+    statistics = paired_scores(predictions, spec, grouped_scores(predictions, spec))
+    weights = torch.tensor([[1.0, 3, 0, 1, 1, 1]], dtype=torch.float64)
+    of_images = normalised_surface_dice(
+        np.roll(make_masks(), 5, axis=1), targets, num_classes=3, spacing_mm=(1.0, 1.0)
+    )[:, 1]
+    counted = np.repeat([1.0, 3, 0, 1, 1, 1], 2) * np.isfinite(of_images)
+    expected = (counted * np.nan_to_num(of_images)).sum() / counted.sum()
+    assert float(statistics["nsd_2mm/class_2"](weights)) == pytest.approx(expected)
+    assert np.isnan(of_images[3])
