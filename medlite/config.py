@@ -17,13 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from medlite.config_schema import TYPED, LoggerSettings, check_values, typed_section
 from medlite.errors import ConfigError, MedliteError, did_you_mean
-from medlite.types import (
-    BenchmarkSettings,
-    Hardware,
-    RobustnessSettings,
-    SafetyMargins,
-    TrainSettings,
-)
+from medlite.safety_settings import RobustnessSettings, SafetyMargins, ShortcutSettings
+from medlite.types import BenchmarkSettings, Hardware, TrainSettings
 
 STAGES = ("train", "compress", "export", "bench", "report")
 KEYED = (
@@ -38,6 +33,7 @@ KEYED = (
     "benchmark",
     "safety",
     "robustness",
+    "shortcuts",
 )
 """the sections that decide a run's result; the others only say where it goes"""
 
@@ -87,6 +83,7 @@ class JobConfig:
     benchmark: BenchmarkSettings
     safety: SafetyMargins
     robustness: RobustnessSettings
+    shortcuts: ShortcutSettings
     logger: LoggerSettings
     conf_directories: tuple[Path, ...]
     """where options are looked for"""

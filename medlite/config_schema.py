@@ -10,13 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medlite.errors import did_you_mean
-from medlite.types import (
-    BenchmarkSettings,
-    Hardware,
-    RobustnessSettings,
-    SafetyMargins,
-    TrainSettings,
-)
+from medlite.safety_settings import RobustnessSettings, SafetyMargins, ShortcutSettings
+from medlite.types import BenchmarkSettings, Hardware, TrainSettings
 
 
 @dataclass(kw_only=True)
@@ -38,6 +33,7 @@ TYPED = {
     "benchmark": BenchmarkSettings,
     "safety": SafetyMargins,
     "robustness": RobustnessSettings,
+    "shortcuts": ShortcutSettings,
     "logger": LoggerSettings,
 }
 
@@ -72,6 +68,7 @@ AT_LEAST = {
     "safety.ece_increase": 0,
     "safety.nll_increase": 0,
     "robustness.num_images": 1,
+    "shortcuts.num_images": 1,
 }
 
 

@@ -16,7 +16,7 @@ from medlite.command_line import (
 )
 from medlite.config import build, check, digest, locate, margins_config, model_config
 from medlite.errors import ConfigError, MedliteError
-from medlite.types import SafetyMargins
+from medlite.safety_settings import SafetyMargins
 
 OPTIONS = find_options([conf_directory()])
 OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "medlite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ROOM_LEVELS = {
-    "types": 0, "errors": 0, "optional": 0, "monai_metadata": 0,
+    "types": 0, "errors": 0, "optional": 0, "monai_metadata": 0, "safety_settings": 0,
     "metrics": 1, "runtimes": 1, "config_schema": 1,
     "export": 2,
     "data": 3, "models": 3, "tasks": 3, "compression": 3, "bench": 3, "safety": 3, "report": 3,

@@ -12,7 +12,8 @@ from medlite.data.module import ImageDataModule
 from medlite.data.phantom import phantom
 from medlite.pipeline.robustness import measure_robustness, spread_positions
 from medlite.safety.corruptions import SUITES
-from medlite.types import Hardware, RobustnessSettings, SafetyMargins
+from medlite.safety_settings import RobustnessSettings, SafetyMargins
+from medlite.types import Hardware
 
 
 @dataclass

@@ -78,13 +78,19 @@ class ArraySamples:
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """One split; `groups[i]` names the patient (lesion, image) that sample i belongs to."""
+    """One split; `groups[i]` names the patient (lesion, image) that sample i belongs to.
+
+    regions: where the finding of each classified image is, bool (N, H, W[, D]), where it is known;
+    nothing learns from it.
+    """
 
     samples: Samples
     groups: tuple[str, ...]
+    regions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert len(self.samples) == len(self.groups)
+        assert self.regions is None or len(self.regions) == len(self.samples)
 
 
 @dataclass(frozen=True)

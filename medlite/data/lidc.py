@@ -155,6 +155,7 @@ def lidc_malignancy(
         positions,
         maps.agreement * 2 - 1,
         classes,
+        regions=np.any(maps.agreement > 0, axis=1),
         name=f"lidc_malignancy/{target}",
         task="classification",
         labels="multiclass",
@@ -193,11 +194,16 @@ def _image_data(
     positions: dict[Split, list[int]],
     images: np.ndarray,
     targets: np.ndarray,
+    regions: np.ndarray | None = None,
     **description: Any,
 ) -> ImageData:
     groups = {name: tuple(maps.patient_ids[positions[name]].tolist()) for name in SPLITS}
     splits = {
-        name: ImageSplit(ArraySamples(images[chosen], targets[chosen]), groups[name])
+        name: ImageSplit(
+            ArraySamples(images[chosen], targets[chosen]),
+            groups[name],
+            None if regions is None else regions[chosen],
+        )
         for name, chosen in positions.items()
     }
     num_samples, num_groups = counts_by_split(groups)

@@ -111,7 +111,7 @@ class _Cohort:
 
     def build_split(self, name: str, num_images: int) -> ImageSplit:
         kinds = self.kinds_of_patients(-(-num_images // self.images_per_patient))
-        images, targets, groups = [], [], []
+        images, targets, groups, regions = [], [], [], []
         for position in range(num_images):
             patient = position // self.images_per_patient
             random = np.random.default_rng((self.seed, *name.encode(), position, 0))
@@ -120,7 +120,9 @@ class _Cohort:
             images.append(self.draw_image(mask, patient_random, random))
             targets.append(mask if self.task == "segmentation" else self.label(kinds[patient]))
             groups.append(f"{name}-{patient:04d}")
-        return ImageSplit(ArraySamples(np.stack(images), np.stack(targets)), tuple(groups))
+            regions.append(mask > 0)
+        samples = ArraySamples(np.stack(images), np.stack(targets))
+        return ImageSplit(samples, tuple(groups), np.stack(regions))
 
     def kinds_of_patients(self, num_patients: int) -> np.ndarray:
         """(num_patients, num_kinds) bool: the lesion kinds that each patient has."""

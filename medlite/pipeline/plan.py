@@ -11,6 +11,7 @@ from medlite.pipeline.job import Job
 from medlite.pipeline.teachers import Finished, find_teachers
 from medlite.pipeline.training import baseline_entry, control_steps, num_latencies
 from medlite.safety.robustness import conditions_of
+from medlite.safety.shortcuts import probes_of
 from medlite.tasks.fit import plan_once
 from medlite.tasks.plan import FitPlan, plan_fit
 from medlite.tasks.supervised import SupervisedTask
@@ -52,6 +53,7 @@ def plan_job(job: Job) -> list[PlannedStage]:
     if "bench" in stages:
         planned.append(_plan_bench(job, plan))
         planned += _plan_robustness(job, plan)
+        planned += _plan_shortcuts(job, plan)
     return planned
 
 
@@ -138,6 +140,19 @@ def _plan_robustness(job: Job, plan: FitPlan) -> list[PlannedStage]:
     seconds = images * conditions * (forward + _CORRUPTION_SECONDS)
     what = f"{images} images under {conditions} corruptions"
     return [PlannedStage(stage="robustness", what=what, seconds=seconds)]
+
+
+def _plan_shortcuts(job: Job, plan: FitPlan) -> list[PlannedStage]:
+    if not job.config.shortcuts.enabled:
+        return []
+    images = min(job.config.shortcuts.num_images, job.spec.num_samples["test"])
+    has_regions = job.data.data.test.regions is not None
+    probes = probes_of(job.spec, has_regions=has_regions)
+    candidates = _num_models(job) * len(job.runtimes)
+    forward = candidates * plan.seconds_per_val_batch / job.config.train.batch_size
+    seconds = images * len(probes) * forward
+    what = f"{images} images, {', '.join(probes).replace('_', ' ')}"
+    return [PlannedStage(stage="shortcuts", what=what, seconds=seconds)]
 
 
 def _num_models(job: Job) -> int:

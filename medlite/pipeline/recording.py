@@ -39,6 +39,7 @@ from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
 from medlite.safety.operating_point import OperatingPoint, choose_operating_points
 from medlite.safety.robustness import robustness_measurements
+from medlite.safety.shortcuts import shortcut_measurements
 from medlite.types import Artifact, DataSpec, Measurement, Predictions
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Evidence:
     bench: BenchmarkResult
     robustness: Mapping[str, dict[str, Any]]
     """runtime -> `RobustnessReport.to_json`"""
+    shortcuts: Mapping[str, dict[str, Any]]
+    """runtime -> `ShortcutReport.to_json`"""
     seconds: Mapping[str, float]
 
     @property
@@ -92,6 +95,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         *_evaluate(job, torch_says, predictions),
         *_count(job, evidence),
         *chain.from_iterable(starmap(robustness_measurements, evidence.robustness.items())),
+        *chain.from_iterable(starmap(shortcut_measurements, evidence.shortcuts.items())),
     ]
     verdict = _verdict(job, evidence, measurements, parity, safety=safety)
     config, histories = job.config, evidence.deployed.history.items()
@@ -116,6 +120,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
             for name, of_net in points.items()
         },
         robustness=dict(evidence.robustness),
+        shortcuts=dict(evidence.shortcuts),
         exemplars=record_exemplars(job, torch_says.get("baseline"), predictions),
         failure_modes=record_failures(job, torch_says.get("baseline"), predictions),
         control={runtime: report.to_json() for runtime, report in control.items()},

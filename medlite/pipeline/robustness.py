@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from medlite.bench.benchmark import BenchmarkResult
 from medlite.config import digest
 from medlite.pipeline.job import Job
 from medlite.pipeline.kept import read_kept, write_kept
+from medlite.pipeline.sessions import answer_one_by_one, open_sessions
 from medlite.safety.corruptions import corrupt
 from medlite.safety.robustness import (
     CLEAN,
@@ -23,10 +22,10 @@ from medlite.safety.robustness import (
     conditions_of,
     task_statistic,
 )
-from medlite.types import Artifact, InferenceSession, Predictions
+from medlite.types import Artifact, Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from medlite.metrics.intervals import Statistic
 
@@ -105,8 +104,7 @@ def _score(
         key: {CLEAN: statistic(logits[list(positions)], clean_targets)}
         for key, logits in bench.predictions.items()
     }
-    with _kept_threads():
-        sessions = {key: _load(job, artifacts, key) for key in bench.predictions}
+    with open_sessions(job, artifacts, bench.predictions) as sessions:
         for name, severity in conditions:
             corrupted = [
                 corrupt(
@@ -121,22 +119,6 @@ def _score(
             ]
             targets = [target for _, target in corrupted]
             for key, session in sessions.items():
-                logits = np.concatenate([session(image[None]) for image, _ in corrupted])
+                logits = answer_one_by_one(session, (image for image, _ in corrupted))
                 scores[key][name, severity] = statistic(logits, targets)
     return scores
-
-
-def _load(job: Job, artifacts: Mapping[str, Mapping[str, Artifact]], key: str) -> InferenceSession:
-    name, _, runtime_name = key.rpartition("/")
-    runtime = job.runtimes[runtime_name]
-    return runtime.load(artifacts[name][runtime.format], job.config.hardware)
-
-
-@contextmanager
-def _kept_threads() -> Iterator[None]:
-    """The torch runtime sets the threads of its process, which here is the job's."""
-    num_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

@@ -23,6 +23,7 @@ from medlite.pipeline.measuring import export_models, measure
 from medlite.pipeline.plan import as_table, plan_job
 from medlite.pipeline.recording import Evidence, publish, record
 from medlite.pipeline.robustness import measure_robustness
+from medlite.pipeline.shortcuts import measure_shortcuts
 from medlite.pipeline.teachers import file_marks
 from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
@@ -108,6 +109,8 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         bench = measure(job, nets, artifacts, deployed.key)
     with _timed(seconds, "robustness"):
         robustness = measure_robustness(job, artifacts, bench, deployed.key)
+    with _timed(seconds, "shortcuts"):
+        shortcuts = measure_shortcuts(job, artifacts, bench, deployed.key)
     if "report" not in stages:
         return False
     evidence = Evidence(
@@ -118,6 +121,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         artifacts=artifacts,
         bench=bench,
         robustness=robustness,
+        shortcuts=shortcuts,
         seconds=seconds,
     )
     publish(job, record(job, evidence), sinks)

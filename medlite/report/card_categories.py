@@ -10,6 +10,7 @@ from medlite.metrics.names import class_keys
 from medlite.report.card_fields import declared, known, measured, observed, shape, unavailable
 from medlite.report.lookup import Lookup, number
 from medlite.report.result import CardField, RunResult
+from medlite.report.shortcut_section import verdict_of
 
 
 def task_fields(result: RunResult) -> Iterable[CardField]:
@@ -210,6 +211,7 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     if not result.safety:
         yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
     yield from robustness_fields(result)
+    yield from shortcut_fields(result)
     yield from failure_fields(result)
 
 
@@ -238,6 +240,18 @@ def robustness_fields(result: RunResult) -> Iterable[CardField]:
         if report["verdict"] is not None:
             label = f"Degrades no more than uncompressed, {runtime}"
             yield observed(label, report["verdict"], robustness_note(report))
+
+
+def shortcut_fields(result: RunResult) -> Iterable[CardField]:
+    """What is told from images without their finding."""
+    for runtime, report in result.shortcuts.items():
+        for row in report["rows"]:
+            if row["limit"] is not None and row["compressed"] is not None:
+                value = f"{verdict_of(row)}: {report['score']} {number(row['compressed'])}"
+                note = f"{report['num_images']} test images; suspect above {row['limit']:g}"
+                yield observed(f"Shortcuts, {row['what']}, {runtime}", value, note)
+    if not result.shortcuts:
+        yield unavailable("Shortcuts", "switched off in this run")
 
 
 def failure_fields(result: RunResult) -> Iterable[CardField]:

@@ -16,6 +16,7 @@ from medlite.report.lineage import class_lineage_table, lineage_diagram, lineage
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult, write_atomically
 from medlite.report.robustness_section import robustness_section
+from medlite.report.shortcut_section import shortcut_section
 from medlite.report.teacher_section import teacher_section
 from medlite.report.verdict import worst_budget
 
@@ -43,6 +44,7 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
         ("Safety: compressed against uncompressed", safety_section(result)),
         ("Control: against as much further training in float", control_section(result)),
         ("Robustness: both models on worse images", robustness_section(result.robustness)),
+        ("Shortcuts: what is told without the finding", shortcut_section(result.shortcuts)),
         ("Images that compression changed", exemplar_section(result, path.parent)),
         ("Failure modes", failure_section(result, path.parent)),
         ("Budgets", budget_section(result)),

@@ -77,6 +77,8 @@ class RunResult:
     """"deployed" and "baseline" -> `OperatingPoint` of each class, empty lists in segmentation"""
     robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> `RobustnessReport.to_json`; empty where it was switched off"""
+    shortcuts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """runtime -> `ShortcutReport.to_json`; empty where it was switched off"""
     exemplars: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> the images on which both models agree least; empty without a baseline"""
     failure_modes: dict[str, dict[str, Any]] = field(default_factory=dict)

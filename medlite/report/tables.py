@@ -21,6 +21,7 @@ CHIP_COLOURS = {
     "missed": "fail",
     "INCONCLUSIVE": "open",
     "unknown": "open",
+    "SUSPECT": "open",
 }
 
 

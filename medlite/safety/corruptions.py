@@ -16,7 +16,6 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,9 +32,6 @@ from monai.transforms import (
 
 from medlite.monai_metadata import no_metadata
 from medlite.safety.mr_artefacts import add_ghosting, add_motion
-
-if TYPE_CHECKING:
-    pass
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 """(image (C, H, W[, D]) in [0, 1], level, random) -> the same shape"""

@@ -36,7 +36,8 @@ from medlite.safety.statistics import PairedLoss, paired_bootstrap
 
 if TYPE_CHECKING:
     from medlite.metrics.intervals import Statistic
-    from medlite.types import DataSpec, Predictions, SafetyMargins
+    from medlite.safety_settings import SafetyMargins
+    from medlite.types import DataSpec, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)

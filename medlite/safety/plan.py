@@ -11,7 +11,8 @@ from medlite.metrics.names import class_keys
 from medlite.metrics.task import primary_metric
 
 if TYPE_CHECKING:
-    from medlite.types import DataSpec, SafetyMargins
+    from medlite.safety_settings import SafetyMargins
+    from medlite.types import DataSpec
 
 MIN_RESAMPLES = 500
 """fewer leave too little beyond the ends of a 95 % interval"""

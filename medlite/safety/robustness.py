@@ -31,7 +31,8 @@ from medlite.types import Measurement
 
 if TYPE_CHECKING:
     from medlite.metrics.intervals import Statistic
-    from medlite.types import DataSpec, Predictions, RobustnessSettings, SafetyMargins
+    from medlite.safety_settings import RobustnessSettings, SafetyMargins
+    from medlite.types import DataSpec, Predictions
 
 CLEAN = ("clean", 0)
 

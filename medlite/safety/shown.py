@@ -20,7 +20,8 @@ from medlite.safety.statistics import PairedLoss, holm, paired_bootstrap
 if TYPE_CHECKING:
     from medlite.metrics.statistics import GroupedScores
     from medlite.safety.plan import Check
-    from medlite.types import DataSpec, Predictions, SafetyMargins
+    from medlite.safety_settings import SafetyMargins
+    from medlite.types import DataSpec, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from medlite.report.result import write_result
 from medlite.safety.gate import compare_models
 from medlite.safety.operating_point import choose_operating_points
 from medlite.safety.plan import OPTIONAL, REQUIRED
-from medlite.types import SafetyMargins
+from medlite.safety_settings import SafetyMargins
 
 NUM_CLASSES = 4
 

@@ -21,7 +21,13 @@ from medlite.safety.robustness import (
     robustness_measurements,
     task_statistic,
 )
-from medlite.types import DataSpec, Hardware, Measurement, Predictions, SafetyMargins
+from medlite.safety.shortcuts import (
+    compare_shortcuts,
+    shortcut_measurements,
+    shortcut_statistic,
+)
+from medlite.safety_settings import SafetyMargins
+from medlite.types import DataSpec, Hardware, Measurement, Predictions
 
 GRADES = ("No retinopathy", "Mild", "Moderate", "Severe", "Proliferative")
 
@@ -189,6 +195,18 @@ def fake_robustness(baseline, compressed, spec):
     return report.to_json()
 
 
+def fake_shortcuts(baseline, compressed, spec):
+    """Both models still say half of what they said where the finding is hidden."""
+    probe = "border_alone" if spec.task == "classification" else "finding_hidden"
+    scores = []
+    for predictions in (baseline, compressed):
+        half = replace(predictions, logits=np.float32(predictions.logits / 2))
+        scores.append({"clean": shortcut_statistic(predictions, spec)})
+        scores[-1][probe] = shortcut_statistic(half, spec)
+    report = compare_shortcuts(*scores, groups=baseline.groups, spec=spec, num_resamples=600)
+    return report.to_json()
+
+
 def told(case):
     """What the pipeline adds to a case."""
     truth = f"truth {case['position']}"
@@ -241,6 +259,9 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         bins[f"baseline/{runtime}"] = reliability(before, spec)
         bins[runtime] = reliability(after, spec)
     robustness = dict.fromkeys(runtimes, fake_robustness(before, after, spec))
+    shortcuts = dict.fromkeys(runtimes, fake_shortcuts(before, after, spec))
+    for runtime, report in shortcuts.items():
+        measurements += shortcut_measurements(runtime, report)
     for runtime, report in robustness.items():
         measurements += robustness_measurements(runtime, report)
     measurements.append(Measurement(name="complexity/params", value=49457.0, unit="", n=1))
@@ -325,6 +346,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         ],
         safety=safety,
         robustness=robustness,
+        shortcuts=shortcuts,
         exemplars={each: fake_exemplars(directory, images, before, after, spec)
                    for each in runtimes},
         failure_modes={each: fake_failures(before, after, spec) for each in runtimes},

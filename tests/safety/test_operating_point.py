@@ -8,7 +8,8 @@ from medlite.metrics.paired_scores import group_of
 from medlite.safety.gate import compare_models
 from medlite.safety.operating_point import choose_operating_points, point_statistics, thresholds_of
 from medlite.safety.plan import check_margins
-from medlite.types import Predictions, SafetyMargins
+from medlite.safety_settings import SafetyMargins
+from medlite.types import Predictions
 
 
 def softmax(logits):

@@ -17,7 +17,8 @@ from medlite.safety.robustness import (
     robustness_measurements,
     task_statistic,
 )
-from medlite.types import Predictions, RobustnessSettings, SafetyMargins
+from medlite.safety_settings import RobustnessSettings, SafetyMargins
+from medlite.types import Predictions
 
 MARGINS = SafetyMargins(num_resamples=500)
 SPEC = make_spec(task="segmentation", labels="binary", class_counts=(900, 100))

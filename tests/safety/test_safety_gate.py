@@ -18,7 +18,8 @@ from medlite.errors import ConfigError
 from medlite.metrics.statistics import grouped_scores
 from medlite.safety.gate import compare_models
 from medlite.safety.statistics import holm, mcnemar_p_value, paired_bootstrap
-from medlite.types import Predictions, SafetyMargins
+from medlite.safety_settings import SafetyMargins
+from medlite.types import Predictions
 
 
 def test_an_identical_model_passes():

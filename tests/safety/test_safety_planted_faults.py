@@ -12,7 +12,7 @@ from toy_predictions import (
 )
 
 from medlite.safety.gate import compare_models
-from medlite.types import SafetyMargins
+from medlite.safety_settings import SafetyMargins
 
 DEFAULT = SafetyMargins()
 

@@ -19,7 +19,8 @@ from medlite.errors import ConfigError
 from medlite.metrics.statistics import grouped_scores
 from medlite.safety.gate import compare_models
 from medlite.safety.statistics import paired_bootstrap
-from medlite.types import Predictions, SafetyMargins
+from medlite.safety_settings import SafetyMargins
+from medlite.types import Predictions
 
 
 def shown_of(report):

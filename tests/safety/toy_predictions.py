@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from medlite.types import DataSpec, Predictions, SafetyMargins
+from medlite.safety_settings import SafetyMargins
+from medlite.types import DataSpec, Predictions
 
 MARGINS = SafetyMargins(num_resamples=1000)
 
