@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medlite.command_line import (
     conf_directory,
+    expand_seeds,
     find_options,
     prepare_overrides,
     split_verb,
@@ -45,6 +46,7 @@ def _run(argv: list[str]) -> int:
     """Compose the configuration and run its job, or the jobs of a sweep."""
     # Threads that spin while they wait make small steps 10 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    argv = expand_seeds(argv)
     directories = [conf_directory(), *user_directories(argv)]
     finished: list[str] = []
     unsafe: list[str] = []

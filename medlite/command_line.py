@@ -64,6 +64,34 @@ def user_directories(argv: Sequence[str]) -> list[Path]:
     return found
 
 
+def expand_seeds(argv: Sequence[str]) -> list[str]:
+    """`seeds=5` as the sweep that it stands for; the first seed is that of `seed=`, or 0.
+
+    >>> expand_seeds(["model=unet", "seeds=3"])
+    ['-m', 'model=unet', 'seed=0,1,2']
+    >>> expand_seeds(["seeds=2", "seed=7"])
+    ['-m', 'seed=7,8']
+
+    Raises:
+        ConfigError: it is no whole number from 1 up, or several seeds are named besides.
+    """
+    counts = [word for word in argv if word.startswith("seeds=")]
+    firsts = [word for word in argv if word.startswith("seed=")]
+    if not counts:
+        return list(argv)
+    count, first = (
+        words[-1].partition("=")[2] if words else default
+        for words, default in ((counts, "1"), (firsts, "0"))
+    )
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError([f"seeds={count}: expected how many seeds, a whole number from 1 up"])
+    if not first.isdecimal():
+        raise ConfigError([f"seeds={count} and seed={first}: give the first seed alone"])
+    seeds = ",".join(str(int(first) + step) for step in range(int(count)))
+    rest = [word for word in argv if word not in (*counts, *firsts, "-m", "--multirun")]
+    return ["-m", *rest, f"seed={seeds}"]
+
+
 def prepare_overrides(argv: Sequence[str], options: Mapping[str, Sequence[str]]) -> list[str]:
     """Check every override and make it one that Hydra takes; flags go first, as it wants them.
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from medlite.command_line import (
     conf_directory,
+    expand_seeds,
     find_options,
     prepare_overrides,
     split_verb,
@@ -275,3 +276,22 @@ def test_a_mistake_exits_with_2_and_no_traceback():
     assert done.returncode == 2
     assert "did you mean 'model'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seeds=0"], "seeds=0: expected how many seeds, a whole number from 1 up"),
+        (["seeds=many"], "seeds=many: expected how many seeds"),
+        (["seeds=3", "seed=0,1"], "seeds=3 and seed=0,1: give the first seed alone"),
+    ],
+)
+def test_seeds_are_counted(words, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        expand_seeds(words)
+
+
+def test_seeds_go_with_other_sweeps_and_are_left_alone_without_the_word():
+    words = ["--multirun", "compression=none,ptq", "seeds=2", "train.epochs=1"]
+    assert expand_seeds(words) == ["-m", "compression=none,ptq", "train.epochs=1", "seed=0,1"]
+    assert expand_seeds(["seed=3"]) == ["seed=3"]

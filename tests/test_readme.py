@@ -11,7 +11,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from medlite.__main__ import VERBS
-from medlite.command_line import conf_directory, find_options, prepare_overrides, split_verb
+from medlite.command_line import (
+    conf_directory,
+    expand_seeds,
+    find_options,
+    prepare_overrides,
+    split_verb,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,7 +39,7 @@ def test_every_command_composes(words):
     if verb != "run" or "--help" in rest:
         return
     OmegaConf.register_new_resolver("run_name", lambda: "readme", replace=True)
-    prepared = prepare_overrides(rest, OPTIONS)
+    prepared = prepare_overrides(expand_seeds(rest), OPTIONS)
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         compose("config", [word for word in prepared if "," not in word and word != "-m"])
 

@@ -56,9 +56,9 @@ PARETO = (
     "and better in one of them"
 )
 
-ONE_SEED = (
-    "A ranking of single seeds says nothing of other seeds: sweep seed=0,1,2, then --over-seeds"
-)
+OVER_SEEDS = "Means over the seeds \u00b1 the half width of their 95 % interval (Student's t)."
+
+ONE_SEED = "A ranking of single seeds says nothing of other seeds: give seeds=3, then --over-seeds"
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -124,7 +124,9 @@ def lines_of_seeds(rows: Sequence[ComparisonRow], sort: str) -> list[Line]:
     for row in ordered:
         summary = by_row[id(row)]
         texts = {column: summary.text(column) for column in SHOWN if column not in ("metric",)}
-        texts["metric"] = f"{summary.text('metric')} {row.metric_name}"
+        deviation = summary.deviations["metric"]
+        spread = "" if deviation is None else f" (sd {number(deviation)})"
+        texts["metric"] = f"{summary.text('metric')}{spread} {row.metric_name}"
         texts["is_pareto"] = "*" if row.is_pareto else ""
         texts["seeds"] = str(summary.num_seeds)
         lines.append(Line(texts=texts, values=summary.to_json(), row=row))
@@ -167,7 +169,8 @@ def as_html(lines: Sequence[Line], broken: Sequence[str]) -> str:
     heading = f'<p class="kind">medlite compare</p><h1>{len(lines)} results</h1>'
     charts = "".join(f'<div class="wide">{chart}</div>' for chart in frontiers(lines))
     grid = table(list(columns.values()), body, num_words=len(WORDS))
-    remark = f"{PARETO}." + (f" {ONE_SEED}." if is_one_seed(lines) else "")
+    remark = f"{PARETO}. {OVER_SEEDS if 'seeds' in columns else ''}"
+    remark += f" {ONE_SEED}." if is_one_seed(lines) else ""
     return page(
         "medlite compare",
         f'<header class="full">{heading}</header><main class="full">{charts}{grid}'
@@ -183,7 +186,9 @@ def as_markdown(lines: Sequence[Line]) -> str:
     rows = [" | ".join(line.texts[column] for column in columns) for line in lines]
     head = [" | ".join(columns.values()), "|".join("---" for _ in columns)]
     table_lines = [f"| {row} |" for row in (*head, *rows)]
-    return "\n".join([*([f"{together}:", ""] if together else []), *table_lines]) + "\n"
+    notes = [OVER_SEEDS] * ("seeds" in columns) + [f"{ONE_SEED}."] * is_one_seed(lines)
+    above, below = ([f"{together}:", ""] if together else []), (["", *notes] if notes else [])
+    return "\n".join([*above, *table_lines, *below]) + "\n"
 
 
 def headings_of(lines: Sequence[Line]) -> dict[str, str]:
@@ -225,6 +230,8 @@ def print_table(lines: Sequence[Line], broken: Sequence[str]) -> None:
         grid.add_row(*(line.texts[column] for column in columns))
     output.print(grid)
     output.print(PARETO)
+    if "seeds" in columns:
+        output.print(OVER_SEEDS)
     if is_one_seed(lines):
         output.print(ONE_SEED)
     for text in broken:

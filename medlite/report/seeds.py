@@ -25,16 +25,19 @@ class SeedSummary:
 
     row: the means over the seeds, and the verdicts counted ("2 PASS, 1 FAIL").
     half_widths: of the 95 % intervals of the means (Student's t), None from a single seed.
+    deviations: standard deviations over the seeds, likewise.
     """
 
     row: ComparisonRow
     num_seeds: int
     half_widths: Mapping[str, float | None]
+    deviations: Mapping[str, float | None]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, half widths as `<column>_half_width`."""
+        """Plain values, with `<column>_half_width` and `<column>_sd`."""
         widths = {f"{name}_half_width": width for name, width in self.half_widths.items()}
-        return {**asdict(self.row), "num_seeds": self.num_seeds, **widths}
+        deviations = {f"{name}_sd": each for name, each in self.deviations.items()}
+        return {**asdict(self.row), "num_seeds": self.num_seeds, **widths, **deviations}
 
     def text(self, column: str) -> str:
         """A mean with its half width, "-" where a run lacks it."""
@@ -57,7 +60,12 @@ def summarise_seeds(rows: Iterable[ComparisonRow]) -> list[SeedSummary]:
     distinct = [_one_a_seed(group) for group in groups.values()]
     marked = mark_pareto([_averaged(group) for group in distinct])
     return [
-        SeedSummary(row=row, num_seeds=len(group), half_widths=_half_widths(group))
+        SeedSummary(
+            row=row,
+            num_seeds=len(group),
+            half_widths={name: half_width(values) for name, values in _columns(group)},
+            deviations={name: deviation(values) for name, values in _columns(group)},
+        )
         for row, group in zip(marked, distinct, strict=True)
     ]
 
@@ -81,10 +89,6 @@ def _averaged(rows: Sequence[ComparisonRow]) -> ComparisonRow:
     )
 
 
-def _half_widths(rows: Sequence[ComparisonRow]) -> dict[str, float | None]:
-    return {name: half_width(values) for name, values in _columns(rows)}
-
-
 def _columns(rows: Sequence[ComparisonRow]) -> Iterable[tuple[str, list[float]]]:
     """Each column's values, none where a run lacks one."""
     for name in AVERAGED:
@@ -98,7 +102,12 @@ def half_width(values: Sequence[float]) -> float | None:
     >>> round(half_width([1.0, 2.0, 3.0]), 3)
     2.484
     """
-    if len(values) < 2:
+    spread = deviation(values)
+    if spread is None:
         return None
-    quantile = float(t.ppf(0.975, len(values) - 1))
-    return quantile * stdev(values) / len(values) ** 0.5
+    return float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample; None of fewer than two values."""
+    return stdev(values) if len(values) > 1 else None

@@ -21,6 +21,7 @@ def test_runs_of_the_same_settings_become_one_row_with_an_interval():
     assert summary.row.metric == pytest.approx(0.92)
     # Student's t with 2 degrees of freedom, from a printed table.
     assert summary.half_widths["metric"] == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-6)
+    assert summary.deviations["metric"] == pytest.approx(0.02)
     assert summary.text("metric") == "0.920 \N{PLUS-MINUS SIGN} 0.0497"
 
 
@@ -65,7 +66,8 @@ def test_the_verb_puts_seeds_together(tmp_path, capsys):
     with (tmp_path / "compare.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["num_seeds"] == "2"
-    assert float(row["metric_half_width"]) == 0.0
+    assert float(row["metric_half_width"]) == float(row["metric_sd"]) == 0.0
+    assert "(sd 0)" in printed
     assert main([str(tmp_path)]) == 0
     assert "ranking of single seeds" in capsys.readouterr().out
 
