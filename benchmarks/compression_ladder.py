@@ -51,6 +51,7 @@ RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
 SHARED = (
     *("hardware=cpu_1_thread", "logger=none", "benchmark.num_queries=100"),
     *("benchmark.throughput_seconds=.2", "benchmark.energy_seconds=0", "robustness.enabled=false"),
+    *("shortcuts.enabled=false", "explainability.enabled=false"),
 )
 
 

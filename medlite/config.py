@@ -17,7 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from medlite.config_schema import TYPED, LoggerSettings, check_values, typed_section
 from medlite.errors import ConfigError, MedliteError, did_you_mean
-from medlite.safety_settings import RobustnessSettings, SafetyMargins, ShortcutSettings
+from medlite.safety_settings import (
+    ExplainabilitySettings,
+    RobustnessSettings,
+    SafetyMargins,
+    ShortcutSettings,
+)
 from medlite.types import BenchmarkSettings, Hardware, TrainSettings
 
 STAGES = ("train", "compress", "export", "bench", "report")
@@ -34,6 +39,7 @@ KEYED = (
     "safety",
     "robustness",
     "shortcuts",
+    "explainability",
 )
 """the sections that decide a run's result; the others only say where it goes"""
 
@@ -84,6 +90,7 @@ class JobConfig:
     safety: SafetyMargins
     robustness: RobustnessSettings
     shortcuts: ShortcutSettings
+    explainability: ExplainabilitySettings
     logger: LoggerSettings
     conf_directories: tuple[Path, ...]
     """where options are looked for"""

@@ -10,7 +10,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medlite.errors import did_you_mean
-from medlite.safety_settings import RobustnessSettings, SafetyMargins, ShortcutSettings
+from medlite.safety_settings import (
+    ExplainabilitySettings,
+    RobustnessSettings,
+    SafetyMargins,
+    ShortcutSettings,
+)
 from medlite.types import BenchmarkSettings, Hardware, TrainSettings
 
 
@@ -34,6 +39,7 @@ TYPED = {
     "safety": SafetyMargins,
     "robustness": RobustnessSettings,
     "shortcuts": ShortcutSettings,
+    "explainability": ExplainabilitySettings,
     "logger": LoggerSettings,
 }
 
@@ -69,6 +75,7 @@ AT_LEAST = {
     "safety.nll_increase": 0,
     "robustness.num_images": 1,
     "shortcuts.num_images": 1,
+    "explainability.num_images": 1,
 }
 
 

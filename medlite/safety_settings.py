@@ -49,6 +49,17 @@ class RobustnessSettings:
 
 
 @dataclass(kw_only=True)
+class ExplainabilitySettings:
+    """How it is shown what the decisions of both models rest on."""
+
+    enabled: bool = True
+    num_images: int = 12
+    """test images, spread evenly over the split; all where it has fewer"""
+    methods: Any = "auto"
+    """auto (all that apply) or a list: occlusion, integrated_gradients, grad_cam, rollout"""
+
+
+@dataclass(kw_only=True)
 class ShortcutSettings:
     """Whether both models are asked what they can tell without what they should look at."""
 

@@ -11,6 +11,7 @@ from medlite.pipeline.job import Job
 from medlite.pipeline.teachers import Finished, find_teachers
 from medlite.pipeline.training import baseline_entry, control_steps, num_latencies
 from medlite.safety.robustness import conditions_of
+from medlite.safety.saliency import STEPS, WINDOWS, methods_of
 from medlite.safety.shortcuts import probes_of
 from medlite.tasks.fit import plan_once
 from medlite.tasks.plan import FitPlan, plan_fit
@@ -26,6 +27,8 @@ _CONVERSION_SECONDS = 20.0
 _CORRUPTION_SECONDS = 0.005
 """corrupting one image, and scoring what was said about it"""
 
+_GRADIENT_PASSES = 4
+"""a forward and a backward pass of a single image, as passes of an image in a batch"""
 _PROCESS_SECONDS = 4.0
 """starting one measuring process and loading a model in it"""
 
@@ -54,6 +57,7 @@ def plan_job(job: Job) -> list[PlannedStage]:
         planned.append(_plan_bench(job, plan))
         planned += _plan_robustness(job, plan)
         planned += _plan_shortcuts(job, plan)
+        planned += _plan_explanations(job, plan)
     return planned
 
 
@@ -153,6 +157,21 @@ def _plan_shortcuts(job: Job, plan: FitPlan) -> list[PlannedStage]:
     seconds = images * len(probes) * forward
     what = f"{images} images, {', '.join(probes).replace('_', ' ')}"
     return [PlannedStage(stage="shortcuts", what=what, seconds=seconds)]
+
+
+def _plan_explanations(job: Job, plan: FitPlan) -> list[PlannedStage]:
+    settings = job.config.explainability
+    if not settings.enabled:
+        return []
+    images = min(settings.num_images, job.spec.num_samples["test"])
+    windows = WINDOWS[job.spec.num_spatial_dims] ** job.spec.num_spatial_dims
+    methods = methods_of(settings)
+    occluded = windows * _num_models(job) * len(job.runtimes) * ("occlusion" in methods)
+    inside = _GRADIENT_PASSES * STEPS * _num_models(job) * ("integrated_gradients" in methods)
+    forward = plan.seconds_per_val_batch / job.config.train.batch_size
+    what = f"{images} images, {', '.join(methods).replace('_', ' ')}"
+    seconds = images * forward * (occluded + inside)
+    return [PlannedStage(stage="explainability", what=what, seconds=seconds)]
 
 
 def _num_models(job: Job) -> int:

@@ -30,6 +30,7 @@ from medlite.report.blind_spots import find_blind_spots
 from medlite.report.card import build_card, write_card_markdown
 from medlite.report.environment import describe_environment
 from medlite.report.examples import choose_examples, write_examples
+from medlite.report.explanation_section import explanation_measurements
 from medlite.report.lookup import Lookup
 from medlite.report.page import write_report_html
 from medlite.report.result import RunResult, write_result
@@ -60,6 +61,7 @@ class Evidence:
     """runtime -> `RobustnessReport.to_json`"""
     shortcuts: Mapping[str, dict[str, Any]]
     """runtime -> `ShortcutReport.to_json`"""
+    explanations: Mapping[str, Any]
     seconds: Mapping[str, float]
 
     @property
@@ -96,6 +98,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         *_count(job, evidence),
         *chain.from_iterable(starmap(robustness_measurements, evidence.robustness.items())),
         *chain.from_iterable(starmap(shortcut_measurements, evidence.shortcuts.items())),
+        *explanation_measurements(evidence.explanations),
     ]
     verdict = _verdict(job, evidence, measurements, parity, safety=safety)
     config, histories = job.config, evidence.deployed.history.items()
@@ -121,6 +124,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         },
         robustness=dict(evidence.robustness),
         shortcuts=dict(evidence.shortcuts),
+        explanations=dict(evidence.explanations),
         exemplars=record_exemplars(job, torch_says.get("baseline"), predictions),
         failure_modes=record_failures(job, torch_says.get("baseline"), predictions),
         control={runtime: report.to_json() for runtime, report in control.items()},

@@ -17,6 +17,7 @@ from medlite.data.image_data import ImageData
 from medlite.data.module import ImageDataModule
 from medlite.errors import ConfigError
 from medlite.pipeline.dry_run import as_markdown, as_text, plan_steps
+from medlite.pipeline.explaining import explain
 from medlite.pipeline.job import Job, check_task
 from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
@@ -29,6 +30,7 @@ from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
 from medlite.safety.plan import check_margins
 from medlite.safety.robustness import check_settings
+from medlite.safety.saliency import check_explainability
 from medlite.store import exclusive
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ def _check_before_anything(config: JobConfig) -> None:
         raise ConfigError(problems)
     check_margins(config.safety)
     check_settings(config.robustness)
+    check_explainability(config.explainability)
 
 
 def _run_stages(job: Job, sinks: Sinks) -> bool:
@@ -111,6 +114,8 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         robustness = measure_robustness(job, artifacts, bench, deployed.key)
     with _timed(seconds, "shortcuts"):
         shortcuts = measure_shortcuts(job, artifacts, bench, deployed.key)
+    with _timed(seconds, "explainability"):
+        explanations = explain(job, nets, artifacts, bench, deployed.key)
     if "report" not in stages:
         return False
     evidence = Evidence(
@@ -122,6 +127,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         bench=bench,
         robustness=robustness,
         shortcuts=shortcuts,
+        explanations=explanations,
         seconds=seconds,
     )
     publish(job, record(job, evidence), sinks)

@@ -212,6 +212,7 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
         yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
     yield from robustness_fields(result)
     yield from shortcut_fields(result)
+    yield from explanation_fields(result)
     yield from failure_fields(result)
 
 
@@ -252,6 +253,20 @@ def shortcut_fields(result: RunResult) -> Iterable[CardField]:
                 yield observed(f"Shortcuts, {row['what']}, {runtime}", value, note)
     if not result.shortcuts:
         yield unavailable("Shortcuts", "switched off in this run")
+
+
+def explanation_fields(result: RunResult) -> Iterable[CardField]:
+    """Whether both models look at the same."""
+    for row in result.explanations.get("rows", ()):
+        label = f"Saliency, {row['method'].replace('_', ' ')}, {row['where']}"
+        if row["rank_correlation"] is not None:
+            value = f"rank correlation {number(row['rank_correlation'])} with the uncompressed one"
+            note = f"{row['num_images']} test images"
+            yield observed(label, value, f"{note}; {row['note']}" if row["note"] else note)
+        elif not row["num_images"]:
+            yield unavailable(label, row["note"])
+    if not result.explanations:
+        yield unavailable("Saliency", "switched off in this run")
 
 
 def failure_fields(result: RunResult) -> Iterable[CardField]:

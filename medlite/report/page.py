@@ -10,6 +10,7 @@ from typing import Any
 from medlite.report import figures, tables
 from medlite.report.cases_section import exemplar_section, failure_section
 from medlite.report.examples import Examples, read_examples
+from medlite.report.explanation_section import explanation_section
 from medlite.report.frame import page
 from medlite.report.gallery import gallery
 from medlite.report.lineage import class_lineage_table, lineage_diagram, lineage_table
@@ -45,6 +46,10 @@ def write_report_html(result: RunResult, examples: Path | None, path: Path) -> N
         ("Control: against as much further training in float", control_section(result)),
         ("Robustness: both models on worse images", robustness_section(result.robustness)),
         ("Shortcuts: what is told without the finding", shortcut_section(result.shortcuts)),
+        (
+            "Explainability: what decisions rest on",
+            explanation_section(result.explanations, path.parent),
+        ),
         ("Images that compression changed", exemplar_section(result, path.parent)),
         ("Failure modes", failure_section(result, path.parent)),
         ("Budgets", budget_section(result)),

@@ -79,6 +79,9 @@ class RunResult:
     """runtime -> `RobustnessReport.to_json`; empty where it was switched off"""
     shortcuts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> `ShortcutReport.to_json`; empty where it was switched off"""
+    explanations: dict[str, Any] = field(default_factory=dict)
+    """how alike both models' saliency maps are: images, `Agreement` rows and the npz of pictures;
+    empty where it was switched off"""
     exemplars: dict[str, dict[str, Any]] = field(default_factory=dict)
     """runtime -> the images on which both models agree least; empty without a baseline"""
     failure_modes: dict[str, dict[str, Any]] = field(default_factory=dict)

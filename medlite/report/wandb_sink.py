@@ -13,6 +13,7 @@ import torch
 
 from medlite.metrics.decisions import decisions
 from medlite.report.examples import Examples, as_rgb, read_examples
+from medlite.report.explanation_section import read_heat
 from medlite.report.gallery import named
 from medlite.report.result import FILE_NAME, RunResult
 from medlite.report.wandb_lineage import log_lineage
@@ -46,6 +47,9 @@ def log_to_wandb(
     for name, file in case_pictures(result).items():
         if (run_directory / file).exists():
             logged[name] = example_images(read_examples(run_directory / file), result.dataset)
+    pictures = result.explanations.get("pictures")
+    if pictures is not None and (run_directory / pictures).exists():
+        logged |= saliency_images(run_directory / pictures)
     run.log(logged)
     log_lineage(run, result.lineage, weights)
     log_files(run, result, run_directory)
@@ -113,6 +117,16 @@ def example_images(examples: Examples, dataset: Mapping[str, Any]) -> list[Any]:
         details = masks(truth, said, dataset) if is_segmentation else caption(truth, said, dataset)
         images.append(wandb.Image(as_rgb(pixels), **details))
     return images
+
+
+def saliency_images(path: Path) -> dict[str, list[Any]]:
+    """Key of each method -> a few images with what is salient in colour."""
+    import wandb
+
+    return {
+        f"explainability/{name}": [wandb.Image(each) for each in pictures]
+        for name, pictures in read_heat(path).items()
+    }
 
 
 def masks(

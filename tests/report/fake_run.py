@@ -9,8 +9,10 @@ from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.names import class_keys
 from medlite.report.card import build_card
 from medlite.report.examples import choose_examples, write_examples
+from medlite.report.explanation_section import explanation_measurements
 from medlite.report.result import RunResult
 from medlite.report.verdict import summarise_verdict
+from medlite.safety.agreement import Agreement, compare_maps
 from medlite.safety.exemplars import find_exemplars
 from medlite.safety.failures import find_failures
 from medlite.safety.gate import compare_models
@@ -207,6 +209,24 @@ def fake_shortcuts(baseline, compressed, spec):
     return report.to_json()
 
 
+def fake_explanations(directory, images, spec, where):
+    """Maps of noise: the compressed model's are half those of the uncompressed one."""
+    generator, count = np.random.default_rng(6), 4
+    before, other = generator.random((2, count, *spec.image_size))
+    sides = {"before": list(before), "after": list((before + other) / 2)}
+    row = compare_maps(
+        *sides.values(), [None] * count, method="grad_cam", where=where,
+        groups=[f"p{i}" for i in range(count)], randomised_correlation=0.7, num_resamples=600,
+    )  # fmt: skip
+    nothing = Agreement(method="rollout", where="torch", num_images=0, note="no attention")
+    arrays = {f"grad_cam/{where}/{side}": np.stack(maps) for side, maps in sides.items()}
+    np.savez(directory / "explanations.npz", images=images[:count], **arrays)
+    return {
+        "num_images": count, "num_groups": count, "group_kind": spec.group_kind,
+        "rows": [asdict(row), asdict(nothing)], "pictures": "explanations.npz",
+    }  # fmt: skip
+
+
 def told(case):
     """What the pipeline adds to a case."""
     truth = f"truth {case['position']}"
@@ -262,6 +282,8 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
     shortcuts = dict.fromkeys(runtimes, fake_shortcuts(before, after, spec))
     for runtime, report in shortcuts.items():
         measurements += shortcut_measurements(runtime, report)
+    explanations = fake_explanations(directory, images, spec, runtimes[0])
+    measurements += explanation_measurements(explanations)
     for runtime, report in robustness.items():
         measurements += robustness_measurements(runtime, report)
     measurements.append(Measurement(name="complexity/params", value=49457.0, unit="", n=1))
@@ -347,6 +369,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         safety=safety,
         robustness=robustness,
         shortcuts=shortcuts,
+        explanations=explanations,
         exemplars={each: fake_exemplars(directory, images, before, after, spec)
                    for each in runtimes},
         failure_modes={each: fake_failures(before, after, spec) for each in runtimes},
