@@ -14,6 +14,7 @@ from medlite.report.examples import write_examples
 from medlite.report.gallery import named
 from medlite.safety.exemplars import find_exemplars
 from medlite.safety.failures import find_failures
+from medlite.safety.image_quality import measure_quality
 from medlite.types import DataSpec, Predictions
 
 NUM_PICTURES = 6
@@ -49,9 +50,17 @@ def record_failures(
 ) -> Reports:
     """`FailureReport` of each runtime, its cases told as those of `record_exemplars`."""
     reports: Reports = {}
+    samples = job.data.data.test.samples
+    qualities = measure_quality(samples[position][0] for position in range(len(samples)))
     for runtime, said in _deployed(predictions).items():
-        num_resamples, seed = job.config.safety.num_resamples, job.config.seed
-        found = find_failures(uncompressed, said, job.spec, num_resamples=num_resamples, seed=seed)
+        found = find_failures(
+            uncompressed,
+            said,
+            job.spec,
+            qualities=qualities,
+            num_resamples=job.config.safety.num_resamples,
+            seed=job.config.seed,
+        )
         if found is None:
             continue
         plain = found.to_json()

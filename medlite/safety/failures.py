@@ -28,6 +28,7 @@ WORST_SHARE = 0.1
 """of all images, by the loss of the deployed model: the failures that groups are counted in"""
 
 SIZES = ("small", "medium", "large")
+LEVELS = ("low", "middle", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class FailureGroup:
     """Images that share something, and how they fare."""
 
     kind: str
-    """"class" or "foreground" """
+    """"class", "foreground", or one of `image_quality.QUALITIES`"""
     name: str
     num_images: int
     num_worst: int
@@ -81,6 +82,7 @@ def find_failures(
     compressed: Predictions,
     spec: DataSpec,
     *,
+    qualities: Mapping[str, np.ndarray] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> FailureReport | None:
@@ -90,6 +92,7 @@ def find_failures(
         baseline: of the uncompressed model, if there is one.
         compressed: of the deployed model, on the same images in the same order.
         spec: the dataset.
+        qualities: of `measure_quality`, for groups of images by thirds of each.
         num_resamples: of patients, for the intervals.
         seed: of the bootstrap.
     """
@@ -102,6 +105,7 @@ def find_failures(
     if not len(known):
         return None
     members = class_groups(compressed.targets, spec) | size_groups(compressed.targets, spec)
+    members |= quality_groups(qualities or {})
     shown = {key: is_in & np.isfinite(after) for key, is_in in members.items()}
     num_worst = max(1, round(WORST_SHARE * len(known)))
     by_loss = known[np.argsort(-after[known], kind="stable")]
@@ -157,6 +161,22 @@ def size_groups(targets: np.ndarray, spec: DataSpec) -> dict[tuple[str, str], np
     members = ((share > 0) & (share <= low), (share > low) & (share <= high), share > high)
     names = [f"{size}: {words} of the image" for size, words in zip(SIZES, limits, strict=True)]
     return {("foreground", name): m for name, m in zip(names, members, strict=True)}
+
+
+def quality_groups(
+    qualities: Mapping[str, np.ndarray],
+) -> dict[tuple[str, str], np.ndarray]:
+    """(quality, level and limits) -> which images, in thirds; none of a quality that all share."""
+    groups = {}
+    for quality, values in qualities.items():
+        low, high = np.quantile(values, (1 / 3, 2 / 3), method="lower")
+        members = (values <= low, (values > low) & (values <= high), values > high)
+        limits = (f"up to {low:.3g}", f"{low:.3g} to {high:.3g}", f"over {high:.3g}")
+        if not all(each.any() for each in members):
+            continue
+        for level, words, is_in in zip(LEVELS, limits, members, strict=True):
+            groups[quality, f"{level}: {words}"] = is_in
+    return groups
 
 
 def _intervals(

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import f1_score
 from test_safety_gate import make_classes, make_spec, slightly_changed, with_logits
 
-from medlite.safety.failures import find_failures, image_losses, size_groups
+from medlite.safety.failures import find_failures, image_losses, quality_groups, size_groups
 from medlite.types import Predictions
 
 MASKS = make_spec(task="segmentation", labels="binary", class_counts=(900, 100))
@@ -136,3 +136,23 @@ def test_outputs_that_are_not_finite_are_left_to_the_gate():
     predictions = make_classes()
     broken = replace(predictions, logits=np.full_like(predictions.logits, np.inf))
     assert find_failures(predictions, broken, make_spec()) is None
+
+
+def test_images_are_grouped_by_thirds_of_their_quality():
+    before = make_classes(per_class=(30, 30, 30, 30))
+    noise = np.random.default_rng(0).permutation(120).astype(float)
+    logits = before.logits.copy()
+    is_noisy = noise >= 80
+    logits[is_noisy] = -logits[is_noisy]  # compression made the noisy images worse
+    report = find_failures(
+        before, with_logits(before, logits), make_spec(), qualities={"noise": noise}
+    )
+    groups = {group.name: group for group in report.groups if group.kind == "noise"}
+    assert list(groups) == ["low: up to 39", "middle: 39 to 79", "high: over 79"]
+    assert [group.num_images for group in groups.values()] == [40, 40, 40]
+    assert groups["high: over 79"].interval[0] > 0.5
+    assert groups["low: up to 39"].change == 0
+
+
+def test_a_quality_that_all_images_share_makes_no_groups():
+    assert quality_groups({"noise": np.ones(9)}) == {}
