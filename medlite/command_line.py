@@ -73,7 +73,8 @@ def expand_seeds(argv: Sequence[str]) -> list[str]:
     ['-m', 'seed=7,8']
 
     Raises:
-        ConfigError: it is no whole number from 1 up, or several seeds are named besides.
+        ConfigError: it is no whole number from 1 up, several seeds are named besides, or one
+            directory for all of them.
     """
     counts = [word for word in argv if word.startswith("seeds=")]
     firsts = [word for word in argv if word.startswith("seed=")]
@@ -87,6 +88,9 @@ def expand_seeds(argv: Sequence[str]) -> list[str]:
         raise ConfigError([f"seeds={count}: expected how many seeds, a whole number from 1 up"])
     if not first.isdecimal():
         raise ConfigError([f"seeds={count} and seed={first}: give the first seed alone"])
+    named = next((word for word in argv if word.startswith("name=")), None)
+    if named is not None:
+        raise ConfigError([f"{named}: all seeds would share this directory; leave it out"])
     seeds = ",".join(str(int(first) + step) for step in range(int(count)))
     rest = [word for word in argv if word not in (*counts, *firsts, "-m", "--multirun")]
     return ["-m", *rest, f"seed={seeds}"]

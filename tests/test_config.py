@@ -284,6 +284,7 @@ def test_a_mistake_exits_with_2_and_no_traceback():
         (["seeds=0"], "seeds=0: expected how many seeds, a whole number from 1 up"),
         (["seeds=many"], "seeds=many: expected how many seeds"),
         (["seeds=3", "seed=0,1"], "seeds=3 and seed=0,1: give the first seed alone"),
+        (["seeds=3", "name=mine"], "name=mine: all seeds would share this directory"),
     ],
 )
 def test_seeds_are_counted(words, message):

@@ -58,7 +58,10 @@ PARETO = (
 
 OVER_SEEDS = "Means over the seeds \u00b1 the half width of their 95 % interval (Student's t)."
 
-ONE_SEED = "A ranking of single seeds says nothing of other seeds: give seeds=3, then --over-seeds"
+ONE_SEED = (
+    "One seed: no ranking. Rows of a single seed say nothing of other seeds: "
+    "give seeds=3, then --over-seeds"
+)
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:

@@ -132,7 +132,7 @@ def test_csv_and_html_go_where_they_are_told(outputs, tmp_path):
 def test_the_table_is_written_for_documents(outputs, tmp_path):
     assert main([str(outputs), "--markdown", str(tmp_path / "table.md")]) == 0
     first, _, head, rule, *rows, _, remark = (tmp_path / "table.md").read_text().splitlines()
-    assert remark.startswith("A ranking of single seeds says nothing")
+    assert remark.startswith("One seed: no ranking.")
     assert first.startswith("dataset lidc_nodules, model ultralight_vm_unet")
     assert head.count("|") == rule.count("|")
     assert {row.count("|") for row in rows} == {head.count("|")}

@@ -8,7 +8,14 @@ from fake_run import make_run
 from test_report_compare import make_row
 
 from medlite.__main__ import _show_sweep
-from medlite.report.compare import main
+from medlite.report.compare import (
+    as_html,
+    as_markdown,
+    lines_of_runs,
+    lines_of_seeds,
+    main,
+    print_table,
+)
 from medlite.report.frontier import frontier_chart
 from medlite.report.result import write_result
 from medlite.report.seeds import summarise_seeds
@@ -62,14 +69,24 @@ def test_the_verb_puts_seeds_together(tmp_path, capsys):
     assert main([str(tmp_path), "--over-seeds"]) == 0
     printed = capsys.readouterr().out
     assert "1 results" in printed
-    assert "ranking of single seeds" not in printed
+    assert "no ranking" not in printed
     with (tmp_path / "compare.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["num_seeds"] == "2"
     assert float(row["metric_half_width"]) == float(row["metric_sd"]) == 0.0
     assert "(sd 0)" in printed
     assert main([str(tmp_path)]) == 0
-    assert "ranking of single seeds" in capsys.readouterr().out
+    assert "no ranking" in capsys.readouterr().out
+
+
+def test_a_table_that_rests_on_one_seed_says_so_wherever_it_is_shown(capsys):
+    rows = [make_row(seed=0), make_row(seed=1), make_row(seed=0, compression="qat", settings="t")]
+    for lines in (lines_of_runs(rows), lines_of_seeds(rows, "metric")):
+        print_table(lines, [])
+        for shown in (capsys.readouterr().out, as_html(lines, []), as_markdown(lines)):
+            assert "One seed: no ranking." in shown
+    several = lines_of_seeds(rows[:2], "metric")
+    assert "no ranking" not in as_html(several, []) + as_markdown(several)
 
 
 def test_a_sweep_ends_in_a_table_of_its_own_runs(tmp_path, capsys):

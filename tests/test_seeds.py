@@ -1,0 +1,45 @@
+"""`seeds=N`: the whole job once a seed, from one word on the command line."""
+
+import sys
+
+import pytest
+
+from medlite import __main__ as command_line
+from medlite.pipeline import run as pipeline
+
+
+@pytest.fixture
+def jobs_of(tmp_path, monkeypatch):
+    """(seed, steps, directory) of each job that the words start, in their order."""
+
+    def jobs(*words):
+        started = []
+
+        def fake_job(config):
+            started.append((config.seed, list(config.compression), config.directory))
+
+        monkeypatch.setattr(pipeline, "run", fake_job)
+        monkeypatch.setattr(sys, "argv", list(sys.argv))
+        with pytest.raises(SystemExit) as ended:
+            command_line.main(["dataset=phantom", "model=unet", *words, f"outputs={tmp_path}"])
+        assert ended.value.code == 0
+        return started
+
+    return jobs
+
+
+def test_the_job_is_run_once_a_seed_in_directories_of_their_own(jobs_of):
+    started = jobs_of("compression=ptq", "seeds=3")
+    assert [seed for seed, *_ in started] == [0, 1, 2]
+    assert len({directory for *_, directory in started}) == 3
+
+
+def test_seeds_combine_with_other_sweeps_and_count_on_from_the_first(jobs_of):
+    started = jobs_of("-m", "compression=none,ptq", "seed=4", "seeds=2")
+    found = {(seed, *steps) for seed, steps, _ in started}
+    assert found == {(4,), (5,), (4, "ptq"), (5, "ptq")}
+
+
+def test_seeds_combine_with_an_experiment_that_sweeps(jobs_of):
+    started = jobs_of("experiment=compression_ladder", "compression=none,ptq", "seeds=2")
+    assert [seed for seed, *_ in started] == [0, 1, 0, 1]
