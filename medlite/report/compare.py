@@ -21,8 +21,12 @@ from medlite.report.comparison import COLUMNS, ComparisonRow, mark_pareto, rows_
 from medlite.report.frame import page
 from medlite.report.frontier import frontier_chart
 from medlite.report.lookup import number
-from medlite.report.result import FILE_NAME, read_result, write_atomically
+from medlite.report.result import FILE_NAME, RunResult, read_result, write_atomically
+from medlite.report.section import Section
 from medlite.report.tables import chip, table
+
+Runs = Mapping[Path, RunResult]
+"""run directory -> its record"""
 
 SHOWN = {
     "dataset": "dataset",
@@ -63,6 +67,12 @@ ONE_SEED = (
     "give seeds=3, then --over-seeds"
 )
 
+NOTHING_SWEPT = (
+    "--forgettability: no runs here differ in the strength of one compression step alone; "
+    "run experiment=forgettability, or sweep one: "
+    "-m compression=prune compression.prune.ratio=0.3,0.5,0.7"
+)
+
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
     """Every result.json at or below `paths`.
@@ -84,20 +94,35 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def compare(paths: Sequence[Path]) -> tuple[list[ComparisonRow], list[str]]:
-    """Rows of all runs below `paths`, and what is wrong with those that cannot be read.
+def read_results(paths: Sequence[Path]) -> tuple[Runs, list[str]]:
+    """All runs below `paths` by their directories, and why the others cannot be read.
 
     Raises:
         RecordError: there is nothing to read.
     """
-    rows: list[ComparisonRow] = []
+    results: dict[Path, RunResult] = {}
     broken: list[str] = []
     for path in find_results(paths):
         try:
-            rows += rows_of(read_result(path))
+            results[path.parent] = read_result(path)
         except RecordError as error:
             broken.append(str(error))
-    return mark_pareto(rows), broken
+    return results, broken
+
+
+def compare(results: Runs) -> list[ComparisonRow]:
+    """A row for each run and runtime."""
+    return mark_pareto([row for result in results.values() for row in rows_of(result)])
+
+
+def forgettability(results: Runs) -> list[Section]:
+    """What each class loses as the compression grows, where that is all that runs differ in."""
+    # Needs numpy and scipy, without which the verb starts at once.
+    reader = importlib.import_module("medlite.report.forgettability")
+    shown = importlib.import_module("medlite.report.forgettability_section")
+    return [
+        shown.forgettability_section(found) for found in reader.forgetting_curves(results.values())
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +183,8 @@ def as_csv(lines: Sequence[Line]) -> str:
     return buffer.getvalue()
 
 
-def as_html(lines: Sequence[Line], broken: Sequence[str]) -> str:
-    """A self-contained page: the frontiers as pictures, and the table."""
+def as_html(lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Section] = ()) -> str:
+    """A self-contained page: the frontiers as pictures, the table, and the sections below it."""
     columns = headings_of(lines)
     body = [
         [
@@ -172,16 +197,17 @@ def as_html(lines: Sequence[Line], broken: Sequence[str]) -> str:
     heading = f'<p class="kind">medlite compare</p><h1>{len(lines)} results</h1>'
     charts = "".join(f'<div class="wide">{chart}</div>' for chart in frontiers(lines))
     grid = table(list(columns.values()), body, num_words=len(WORDS))
+    below = "".join(section.to_html() for section in sections)
     remark = f"{PARETO}. {OVER_SEEDS if 'seeds' in columns else ''}"
     remark += f" {ONE_SEED}." if is_one_seed(lines) else ""
     return page(
         "medlite compare",
         f'<header class="full">{heading}</header><main class="full">{charts}{grid}'
-        f'<p class="muted">{remark}</p><ul>{unread}</ul></main>',
+        f'<p class="muted">{remark}</p><ul>{unread}</ul>{below}</main>',
     )
 
 
-def as_markdown(lines: Sequence[Line]) -> str:
+def as_markdown(lines: Sequence[Line], sections: Sequence[Section] = ()) -> str:
     """The table as people put it into documents; what all rows share stands above it."""
     shared = shared_words(lines)
     together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
@@ -191,7 +217,8 @@ def as_markdown(lines: Sequence[Line]) -> str:
     table_lines = [f"| {row} |" for row in (*head, *rows)]
     notes = [OVER_SEEDS] * ("seeds" in columns) + [f"{ONE_SEED}."] * is_one_seed(lines)
     above, below = ([f"{together}:", ""] if together else []), (["", *notes] if notes else [])
-    return "\n".join([*above, *table_lines, *below]) + "\n"
+    text = "\n".join([*above, *table_lines, *below]) + "\n"
+    return "\n".join([text, *(section.to_markdown() for section in sections)])
 
 
 def headings_of(lines: Sequence[Line]) -> dict[str, str]:
@@ -216,7 +243,9 @@ def frontiers(lines: Sequence[Line]) -> list[str]:
     ]
 
 
-def print_table(lines: Sequence[Line], broken: Sequence[str]) -> None:
+def print_table(
+    lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Section] = ()
+) -> None:
     """For the console; what all rows share stands once, above the table."""
     from rich.console import Console
     from rich.table import Table
@@ -237,6 +266,8 @@ def print_table(lines: Sequence[Line], broken: Sequence[str]) -> None:
         output.print(OVER_SEEDS)
     if is_one_seed(lines):
         output.print(ONE_SEED)
+    for section in sections:
+        section.print_to(output)
     for text in broken:
         output.print(f"not read: {text}", markup=False)
 
@@ -254,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 if a result could not be read.
 
     Raises:
-        MedliteError: nothing to compare, or an unknown column.
+        MedliteError: nothing to compare, an unknown column, or no strength that was swept.
     """
     parser = argparse.ArgumentParser(prog="medlite compare", description="Compare finished runs.")
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs")])
@@ -265,20 +296,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="default: compare.csv in the first directory")
     parser.add_argument("--html", type=Path, help="default: compare.html in the first directory")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
+    parser.add_argument(
+        "--forgettability",
+        action="store_true",
+        help="--over-seeds, with what each class loses as the compression grows",
+    )
     options = parser.parse_args(argv)
-    rows, broken = compare(options.paths)
-    if options.over_seeds:
+    results, broken = read_results(options.paths)
+    rows, sections = compare(results), []
+    if options.over_seeds or options.forgettability:
         lines = lines_of_seeds(rows, options.sort)
+        sections = forgettability(results)
+        if options.forgettability and not sections:
+            raise RecordError(NOTHING_SWEPT)
     else:
         lines = lines_of_runs(sort_rows(rows, options.sort))
-    print_table(lines, broken)
+    print_table(lines, broken, sections)
     first = options.paths[0]
     beside = first if first.is_dir() else first.parent
     for path, text in (
         (options.csv or beside / "compare.csv", as_csv(lines)),
-        (options.html or beside / "compare.html", as_html(lines, broken)),
+        (options.html or beside / "compare.html", as_html(lines, broken, sections)),
     ):
         write_atomically(path, text)
     if options.markdown is not None:
-        write_atomically(options.markdown, as_markdown(lines))
+        write_atomically(options.markdown, as_markdown(lines, sections))
     return 1 if broken else 0

@@ -34,10 +34,11 @@ class Chart:
         width: int = 460,
         height: int = 260,
         left: int = 48,
+        right: int = 14,
     ) -> None:
         self.title = title
         self.width, self.height = width, height
-        self.left, self.right, self.top, self.bottom = left, 14, 30, 40
+        self.left, self.right, self.top, self.bottom = left, right, 30, 40
         self.x_range, self.y_range = widened(x_range), widened(y_range)
         self.shapes: list[str] = []
 

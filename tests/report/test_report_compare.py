@@ -7,7 +7,7 @@ import pytest
 from fake_run import make_run
 
 from medlite.errors import MedliteError, RecordError
-from medlite.report.compare import compare, main
+from medlite.report.compare import compare, main, read_results
 from medlite.report.comparison import ComparisonRow, mark_pareto, sort_rows
 from medlite.report.result import write_result
 from medlite.types import Measurement
@@ -81,7 +81,8 @@ def outputs(two_runs, tmp_path):
 
 
 def test_there_is_a_row_for_each_run_and_runtime(outputs):
-    rows, broken = compare([outputs])
+    results, broken = read_results([outputs])
+    rows = compare(results)
     assert [(row.run, row.runtime) for row in rows] == [
         ("one", "onnxruntime"),
         ("one", "openvino"),
@@ -148,16 +149,16 @@ def test_a_declared_number_is_not_compared(outputs):
                 name=row.name, value=1.0, unit="KiB", source="estimated", note="guess"
             )
     write_result(result, directory)
-    rows, _ = compare([directory])
+    rows = compare(read_results([directory])[0])
     assert rows[0].size_kib is None
     assert not rows[0].is_pareto
 
 
 def test_nothing_to_compare_says_where_it_looked(tmp_path):
     with pytest.raises(RecordError, match=rf"no result\.json below {tmp_path}"):
-        compare([tmp_path])
+        read_results([tmp_path])
     with pytest.raises(RecordError, match="absent: no such file or directory"):
-        compare([tmp_path / "absent"])
+        read_results([tmp_path / "absent"])
 
 
 def test_compare_starts_without_heavy_packages():
