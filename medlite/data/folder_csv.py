@@ -26,12 +26,13 @@ _SPLIT_NAMES: dict[str, Split] = {
 
 @dataclass(frozen=True)
 class CsvColumns:
-    """The columns' names; None: not wanted, or for the last two "group" and "split" if present."""
+    """The columns' names; None: not wanted, or for the last three their own names if present."""
 
     path: str
     label: str | None = None
     group: str | None = None
     split: str | None = None
+    source: str | None = None
 
     def check(self, path: Path, header: Sequence[str]) -> None:
         """Raise for names that are not in the csv's header."""
@@ -51,6 +52,7 @@ class CsvRow:
     label: str | None
     group: str | None
     split: Split | None
+    source: str | None
 
 
 def read_csv(
@@ -85,6 +87,7 @@ def read_csv(
                 label=cells.get(columns.label or ""),
                 group=cells.get(columns.group or "group") or None,
                 split=_SPLIT_NAMES.get(split),
+                source=cells.get(columns.source or "source") or None,
             )
     return rows, problems
 

@@ -28,6 +28,8 @@ class Entry:
     """None: the image stands for itself"""
     split: Split | None = None
     """None: to be chosen"""
+    source: str | None = None
+    """the site, scanner ... that it is from"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def index_class_csv(root: Path, csv: Path, columns: CsvColumns) -> Index:
     folder = _images_folder(root)
     rows, problems = read_csv(csv, columns, folder)
     entries = [
-        Entry(image, label=row.label, group=row.group, split=row.split)
+        Entry(image, label=row.label, group=row.group, split=row.split, source=row.source)
         for image, row in rows.items()
     ]
     num_unnamed = len(images_below(folder)) - len(entries)
@@ -84,7 +86,7 @@ def add_csv(index: Index, root: Path, csv: Path, columns: CsvColumns) -> Index:
     """A segmentation index with the groups and splits of a csv, see `read_csv`."""
     rows, problems = read_csv(csv, columns, _images_folder(root))
     entries = [
-        replace(entry, group=row.group, split=row.split or entry.split)
+        replace(entry, group=row.group, split=row.split or entry.split, source=row.source)
         for entry in index.entries
         if (row := rows.get(entry.image))
     ]

@@ -81,16 +81,18 @@ class ImageSplit:
     """One split; `groups[i]` names the patient (lesion, image) that sample i belongs to.
 
     regions: where the finding of each classified image is, bool (N, H, W[, D]), where it is known;
-    nothing learns from it.
+    nothing learns from it. sources: the site, scanner or study of each image, None where unknown.
     """
 
     samples: Samples
     groups: tuple[str, ...]
     regions: np.ndarray | None = None
+    sources: tuple[str | None, ...] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.samples) == len(self.groups)
         assert self.regions is None or len(self.regions) == len(self.samples)
+        assert self.sources is None or len(self.sources) == len(self.samples)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def image_folder(
     label_column: str = "label",
     group_column: str | None = None,
     split_column: str | None = None,
+    source_column: str | None = None,
     class_names: Mapping[str | int, str] | None = None,
     mask_classes: Mapping[int, str] | None = None,
     intensity_range: Sequence[float] | None = None,
@@ -75,6 +76,8 @@ def image_folder(
         label_column: holds the label (classification).
         group_column: holds the patient; None: "group" where the csv has it.
         split_column: holds train, val or test; None: "split" where the csv has it.
+        source_column: holds the site, scanner or study that an image is from, by which failures are
+            grouped; None: "source" where the csv has it.
         class_names: label to class name, in order; None: the sorted labels.
         mask_classes: mask value to class name, the background first, see `name_mask_values`.
         intensity_range: values that become -1 and 1, such as [0, 4095] for 12 bits in a 16-bit
@@ -95,7 +98,7 @@ def image_folder(
     if on_bad_file not in ("error", "skip"):
         raise ConfigError([f"dataset.on_bad_file: {on_bad_file!r} is not error or skip"])
     folder = _existing(root)
-    columns = CsvColumns(path_column, label_column, group_column, split_column)
+    columns = CsvColumns(path_column, label_column, group_column, split_column, source_column)
     names = {"class_names": class_names, "mask_classes": mask_classes}
     classes, index = _find(task, folder, csv, columns, names)
     preparation = Preparation(tuple(image_size), in_channels, intensity_range, classes.of_value)
@@ -235,5 +238,8 @@ def _splits(
         own = [checked[p] for p in chosen]
         labels = _labels(own, classes) if classes.of_label else None
         samples = samples_of(own, labels, preparation)
-        splits[str(name)] = ImageSplit(samples, tuple(groups[p] for p in chosen))
+        sources = tuple(each.entry.source for each in own)
+        splits[str(name)] = ImageSplit(
+            samples, tuple(groups[p] for p in chosen), sources=sources if any(sources) else None
+        )
     return splits

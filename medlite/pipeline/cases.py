@@ -58,6 +58,7 @@ def record_failures(
             said,
             job.spec,
             qualities=qualities,
+            sources=job.data.data.test.sources,
             num_resamples=job.config.safety.num_resamples,
             seed=job.config.seed,
         )

@@ -8,7 +8,7 @@ Shapes: N samples, C classes, G groups (patients).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class FailureGroup:
     """Images that share something, and how they fare."""
 
     kind: str
-    """"class", "foreground", or one of `image_quality.QUALITIES`"""
+    """"class", "foreground", "source", or one of `image_quality.QUALITIES`"""
     name: str
     num_images: int
     num_worst: int
@@ -83,6 +83,7 @@ def find_failures(
     spec: DataSpec,
     *,
     qualities: Mapping[str, np.ndarray] | None = None,
+    sources: Sequence[str | None] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> FailureReport | None:
@@ -93,6 +94,7 @@ def find_failures(
         compressed: of the deployed model, on the same images in the same order.
         spec: the dataset.
         qualities: of `measure_quality`, for groups of images by thirds of each.
+        sources: the site, scanner or study of each image, where it is known.
         num_resamples: of patients, for the intervals.
         seed: of the bootstrap.
     """
@@ -105,7 +107,7 @@ def find_failures(
     if not len(known):
         return None
     members = class_groups(compressed.targets, spec) | size_groups(compressed.targets, spec)
-    members |= quality_groups(qualities or {})
+    members |= source_groups(sources or ()) | quality_groups(qualities or {})
     shown = {key: is_in & np.isfinite(after) for key, is_in in members.items()}
     num_worst = max(1, round(WORST_SHARE * len(known)))
     by_loss = known[np.argsort(-after[known], kind="stable")]
@@ -161,6 +163,12 @@ def size_groups(targets: np.ndarray, spec: DataSpec) -> dict[tuple[str, str], np
     members = ((share > 0) & (share <= low), (share > low) & (share <= high), share > high)
     names = [f"{size}: {words} of the image" for size, words in zip(SIZES, limits, strict=True)]
     return {("foreground", name): m for name, m in zip(names, members, strict=True)}
+
+
+def source_groups(sources: Sequence[str | None]) -> dict[tuple[str, str], np.ndarray]:
+    """("source", name) -> which images, of those whose source is known."""
+    known = sorted({source for source in sources if source is not None})
+    return {("source", name): np.array([s == name for s in sources]) for name in known}
 
 
 def quality_groups(

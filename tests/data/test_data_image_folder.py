@@ -60,6 +60,24 @@ def classes_of(data):
     }
 
 
+@pytest.mark.parametrize("options", [{}, {"source_column": "site"}])
+def test_a_csv_tells_where_images_are_from(tmp_path, options):
+    write_pairs(tmp_path)
+    column = options.get("source_column", "source")
+    rows = [f"{i:03d},{'north' if i % 2 else ''}" for i in range(20)]
+    (tmp_path / "sites.csv").write_text("\n".join([f"path,{column}", *rows]))
+    data = segmentation(tmp_path, csv="sites.csv", **options)
+    for name in SPLITS:
+        split = data.split(name)
+        numbers = [int(Path(group).stem) for group in split.groups]
+        assert split.sources == tuple("north" if number % 2 else None for number in numbers)
+
+
+def test_without_sources_there_are_none(tmp_path):
+    write_classes(tmp_path, ill=20, well=20)
+    assert load(tmp_path).test.sources is None
+
+
 def test_sub_folders_are_classes(tmp_path):
     write_classes(tmp_path, ill=20, well=30)
     data = load(tmp_path)

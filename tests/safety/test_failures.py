@@ -154,5 +154,15 @@ def test_images_are_grouped_by_thirds_of_their_quality():
     assert groups["low: up to 39"].change == 0
 
 
+def test_images_are_grouped_by_source_where_it_is_known():
+    before = make_classes(per_class=(6, 6, 6, 6))
+    sources = ["site A", "site B", None] * 8
+    report = find_failures(before, before, make_spec(), sources=sources)
+    groups = {group.name: group for group in report.groups if group.kind == "source"}
+    assert {name: group.num_images for name, group in groups.items()} == {"site A": 8, "site B": 8}
+    losses = image_losses(before, make_spec())
+    assert groups["site B"].after == pytest.approx(losses[1::3].mean())
+
+
 def test_a_quality_that_all_images_share_makes_no_groups():
     assert quality_groups({"noise": np.ones(9)}) == {}
