@@ -43,3 +43,10 @@ def test_seeds_combine_with_other_sweeps_and_count_on_from_the_first(jobs_of):
 def test_seeds_combine_with_an_experiment_that_sweeps(jobs_of):
     started = jobs_of("experiment=compression_ladder", "compression=none,ptq", "seeds=2")
     assert [seed for seed, *_ in started] == [0, 1, 0, 1]
+
+
+def test_levels_on_the_command_line_replace_those_of_the_experiment(jobs_of):
+    words = ("experiment=forgettability", "compression.sparsify.sparsity=0.5,0.9", "seeds=2")
+    assert [(seed, steps) for seed, steps, _ in jobs_of(*words)] == [
+        (0, ["sparsify"]), (1, ["sparsify"]), (0, ["sparsify"]), (1, ["sparsify"])
+    ]  # fmt: skip

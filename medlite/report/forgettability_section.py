@@ -124,8 +124,8 @@ def _verdict(curve: ClassCurve, found: Forgetting) -> str:
 def _remarks(found: Forgetting) -> tuple[str, ...]:
     nums = {level.num_seeds for curve in found.classes for level in curve.levels}
     remarks = [
-        f"Forgotten at: the mildest level at which the mean has fallen by over {100 * LARGEST_DROP:.0f} % "
-        "(Holste et al., arXiv:2308.09180)."
+        "Forgotten at: the mildest level at which the mean has fallen by over "
+        f"{100 * LARGEST_DROP:.0f} % (Holste et al., arXiv:2308.09180)."
     ]
     if nums and max(nums) > 1:
         span = str(max(nums)) if len(nums) == 1 else f"{min(nums)} to {max(nums)}"

@@ -163,7 +163,7 @@ def test_every_strength_is_an_option_that_can_be_swept():
         assert math.isfinite(float(value)), key
     text = (conf_directory() / "experiment" / "forgettability.yaml").read_text()
     (swept,) = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
-    assert swept.removeprefix("compression.") in RISING
+    assert swept.removeprefix("++compression.") in RISING
 
 
 @pytest.fixture
