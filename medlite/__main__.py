@@ -118,7 +118,12 @@ def _job(cfg: DictConfig, directories: list[Path]) -> JobConfig:
 
 
 def _compare(argv: list[str]) -> int:
-    return importlib.import_module("medlite.report.compare").main(argv)
+    return importlib.import_module("medlite.report.compare").main(argv, over_seeds=_exemplars)
+
+
+def _exemplars(results: dict[Path, Any]) -> list[Any]:
+    found = importlib.import_module("medlite.gate.exemplars_over_seeds")
+    return found.exemplar_sections(results)
 
 
 def _audit(argv: list[str]) -> int:

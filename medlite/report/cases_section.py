@@ -11,7 +11,7 @@ from medlite.report.examples import read_examples
 from medlite.report.gallery import gallery
 from medlite.report.lookup import number
 from medlite.report.result import RunResult
-from medlite.report.tables import Cell, plain, table
+from medlite.report.tables import plain, table
 
 NUM_ROWS = 12
 
@@ -94,9 +94,9 @@ def class_table(classes: Sequence[Mapping[str, Any]], num_exemplars: int) -> str
     return table(headings, rows)
 
 
-def odds_words(each: Mapping[str, Any]) -> Cell:
+def odds_words(each: Mapping[str, Any]) -> str:
     """An odds ratio with its interval; what has no end is infinite."""
-    low, high = (number(end) if end is not None else "&infin;" for end in each["interval"])
+    low, high = (number(end) if end is not None else "\u221e" for end in each["interval"])
     ratio = each["odds_ratio"]
     shown = "not finite" if ratio is None else number(ratio)
     return f"{shown} ({low} to {high})"

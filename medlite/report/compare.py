@@ -10,7 +10,7 @@ import csv
 import importlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -278,8 +278,14 @@ def shared_words(lines: Sequence[Line]) -> dict[str, str]:
     return {k: min(v) for k, v in values.items() if len(v) == 1 and len(lines) > 1}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None, *, over_seeds: Callable[[Runs], list[Section]] | None = None
+) -> int:
     """Print the comparison and write it as csv and html.
+
+    Args:
+        argv: the words after the verb.
+        over_seeds: further sections below a table over seeds.
 
     Returns:
         0, or 1 if a result could not be read.
@@ -309,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections = forgettability(results)
         if options.forgettability and not sections:
             raise RecordError(NOTHING_SWEPT)
+        sections += over_seeds(results) if over_seeds else []
     else:
         lines = lines_of_runs(sort_rows(rows, options.sort))
     print_table(lines, broken, sections)

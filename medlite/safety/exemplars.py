@@ -4,9 +4,10 @@ Pruning-identified exemplars (PIEs) of Hooker et al., "What Do Compressed Deep N
 Forget?", arXiv:1911.05248, as Holste et al., "How Does Pruning Impact Long-Tailed Multi-Label
 Medical Image Classifiers?", MICCAI 2023 (arXiv:2308.09180), define them for scores: the 5 % of the
 images with the lowest Spearman correlation between both models' vectors of class scores. Holste et
-al. average the scores of 30 seeds; here are those of one run. A correlation of few scores takes
-few values, so fewer than MIN_SCORES are compared by their Jensen-Shannon divergence, and masks by
-the Dice that each image loses. Images on which nothing changed (or, of masks, got worse) are none.
+al. average the scores of 30 seeds; a run has those of its own, a comparison over seeds averages
+them (`average_predictions`). A correlation of few scores takes few values, so fewer than MIN_SCORES
+are compared by their Jensen-Shannon divergence, and masks by the Dice that each image loses. Images
+on which nothing changed (or, of masks, got worse) are none.
 
 Shapes: N samples, K logits, C classes, H W D height width depth.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +109,23 @@ def find_exemplars(
         exemplars=exemplars,
         classes=represent(chosen, class_presence(baseline.targets, spec), spec.class_names),
     )
+
+
+def average_predictions(sides: Sequence[Predictions], spec: DataSpec) -> Predictions:
+    """Logits in float64 whose probabilities are the means of those of all sides.
+
+    Probabilities of 0 and 1 become the nearest ones that have a finite logit.
+
+    Args:
+        sides: of models of several seeds, on the same images in the same order.
+        spec: the dataset.
+    """
+    parts = (probabilities(torch.from_numpy(side.logits).double(), spec.labels) for side in sides)
+    total = sum(parts, start=torch.zeros((), dtype=torch.float64))
+    limits = torch.finfo(torch.float64)
+    mean = torch.clamp(total / len(sides), limits.tiny, 1 - limits.eps)
+    logits = mean.log() if spec.labels == "multiclass" else mean.log() - (-mean).log1p()
+    return replace(sides[0], logits=logits.numpy())
 
 
 def rule_for(spec: DataSpec) -> str:

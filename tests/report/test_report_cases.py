@@ -33,7 +33,7 @@ def test_pictures_that_are_gone_leave_the_tables(finished, tmp_path):
 
 def test_an_odds_ratio_without_end_is_told_as_such():
     each = {"odds_ratio": None, "interval": [52.1, None]}
-    assert odds_words(each) == "not finite (52.1 to &infin;)"
+    assert odds_words(each) == "not finite (52.1 to \N{INFINITY})"
 
 
 def test_the_groups_stand_with_their_change(finished, tmp_path):

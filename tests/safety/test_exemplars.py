@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from test_safety_gate import make_classes, make_spec, slightly_changed, with_logits
 
 from medlite.safety.exemplars import (
+    average_predictions,
     find_exemplars,
     jensen_shannon,
     measure_disagreement,
@@ -143,3 +144,24 @@ def test_outputs_that_are_not_finite_have_no_exemplars():
     predictions = make_many()
     broken = replace(predictions, logits=np.full_like(predictions.logits, np.nan))
     assert find_exemplars(predictions, broken, MANY) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape"), [("multiclass", (6, 4)), ("multilabel", (6, 4)), ("binary", (6, 1, 3, 3))]
+)
+def test_scores_of_seeds_are_averaged_as_probabilities(labels, shape):
+    random = np.random.default_rng(0)
+    logits = np.float32(random.normal(0, 3, size=(3, *shape)))
+    said = [Predictions(logits=each, targets=np.zeros(6, int), groups=()) for each in logits]
+    averaged = average_predictions(said, make_spec(labels=labels)).logits
+    as_shares = softmax if labels == "multiclass" else lambda each: 1 / (1 + np.exp(-each))
+    expected = np.mean([as_shares(each.astype(float)) for each in logits], axis=0)
+    assert as_shares(averaged) == pytest.approx(expected, rel=1e-9)
+    assert as_shares(logits.mean(0)) != pytest.approx(expected, rel=1e-2), "not of the logits"
+
+
+@pytest.mark.parametrize("labels", ["multiclass", "multilabel"])
+def test_certain_models_have_a_finite_average(labels):
+    certain = np.float32([[2000, -2000]])
+    said = [Predictions(logits=certain, targets=np.zeros(1, int), groups=("a",))] * 2
+    assert np.isfinite(average_predictions(said, make_spec(labels=labels)).logits).all()
