@@ -18,6 +18,7 @@ from medlite.gate.recorded import load_run
 from medlite.gate.sides import Side, match
 from medlite.report.cases_section import NUM_ROWS, odds_words
 from medlite.report.comparison import settings_digest
+from medlite.report.forgettability import strengths_of
 from medlite.report.lookup import number
 from medlite.report.result import RunResult
 from medlite.report.section import Section
@@ -51,6 +52,7 @@ def exemplars_over_seeds(results: Mapping[Path, RunResult]) -> list[SeedExemplar
     groups: dict[tuple[str, ...], dict[int, Path]] = defaultdict(dict)
     for directory, result in results.items():
         words = [result.choices.get(each, "") for each in ("dataset", "model", "compression")]
+        words += [f"{key} {strength:g}" for key, strength, _ in strengths_of(result.config)]
         for runtime in result.safety:
             key = (settings_digest(result.config), *words, runtime)
             groups[key][result.config.get("seed", 0)] = directory

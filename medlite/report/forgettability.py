@@ -98,7 +98,7 @@ def forgetting_curves(results: Iterable[RunResult]) -> list[Forgetting]:
     """One for each group of runs that differ in one strength, and in their seeds, alone."""
     groups: dict[tuple[str, ...], list[tuple[float, RunResult]]] = defaultdict(list)
     for result in results:
-        for key, strength, recipe in _strengths(result.config):
+        for key, strength, recipe in strengths_of(result.config):
             for runtime in result.safety:
                 choices = [result.choices.get(group, "") for group in ("dataset", "model")]
                 groups[key, runtime, recipe, *choices].append((strength, result))
@@ -107,6 +107,19 @@ def forgetting_curves(results: Iterable[RunResult]) -> list[Forgetting]:
         for (key, runtime, *_), runs in groups.items()
         if len({strength for strength, _ in runs}) > 1
     ]
+
+
+def strengths_of(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Each strength of a recipe: its key, its value, and all that decides a run besides."""
+    steps = config["compression"]
+    for key in RISING:
+        step, option = key.split(".")
+        value = (steps.get(step) or {}).get(option)
+        if value is None:
+            continue
+        others = {name: each for name, each in steps[step].items() if name != option}
+        rest = {**config, "compression": {**steps, step: others}}
+        yield key, float(value), settings_digest(rest)
 
 
 def class_scores(result: RunResult, runtime: str) -> dict[str, Scores]:
@@ -160,19 +173,6 @@ def _scored_classes(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _score_of(dataset: Mapping[str, Any]) -> str:
     return "Dice" if dataset["task"] == "segmentation" else "AP"
-
-
-def _strengths(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
-    """Each strength of a recipe: its key, its value, and all that decides a run besides."""
-    steps = config["compression"]
-    for key in RISING:
-        step, option = key.split(".")
-        value = (steps.get(step) or {}).get(option)
-        if value is None:
-            continue
-        others = {name: each for name, each in steps[step].items() if name != option}
-        rest = {**config, "compression": {**steps, step: others}}
-        yield key, float(value), settings_digest(rest)
 
 
 def _forgetting(runs: Sequence[tuple[float, RunResult]], *, key: str, runtime: str) -> Forgetting:

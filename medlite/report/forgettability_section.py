@@ -8,6 +8,8 @@ from medlite.report.section import Section
 from medlite.report.svg import MUTED, Chart
 
 LINE_HEIGHT = 15
+MIN_TOP = 1.2
+"""of the chart's axis, so that the line of no loss has room above it"""
 ONE_SEED = (
     "One seed: no ranking of classes or levels. The same command with seeds=5 gives intervals."
 )
@@ -40,17 +42,20 @@ def name_of(found: Forgetting) -> str:
 
 
 def forgettability_chart(found: Forgetting) -> str:
-    """Relative score against strength, intervals as upright lines; "" without a point to draw."""
+    """Relative score against strength; "" without a point to draw.
+
+    Intervals are upright lines that end with the axis: those of two seeds are wider than all means.
+    """
     drawn = [curve for curve in found.classes if curve.levels]
     if not drawn:
         return ""
-    ends = [end for curve in drawn for level in curve.levels for end in _interval(level)]
+    highest = max(level.relative for curve in drawn for level in curve.levels)
     key = found.key.removeprefix("compression.")
     direction = "higher" if RISING[key] else "lower"
     chart = Chart(
         title=f"{found.score} of each class against {found.key}",
         x_range=(min(found.strengths), max(found.strengths)),
-        y_range=(min(0, *ends), max(1, *ends)),
+        y_range=(0, max(MIN_TOP, 1.1 * highest)),
         width=860,
         height=max(340, 80 + LINE_HEIGHT * len(drawn)),
         right=190,
@@ -80,15 +85,15 @@ def _draw(chart: Chart, curve: ClassCurve, colour: str, key_y: float) -> None:
     for level in curve.levels:
         chart.dot(level.strength, level.relative, colour)
         if level.half_width:
-            chart.line([(level.strength, end) for end in _interval(level)], colour)
+            chart.line([(level.strength, end) for end in _interval(level, chart)], colour)
     x = chart.width - chart.right + 14
     words = f"{curve.class_name} ({curve.prevalence:.2%})"
     chart.text(x, key_y + 4, words, colour=colour)
 
 
-def _interval(level: Level) -> tuple[float, float]:
-    width = level.half_width or 0.0
-    return level.relative - width, level.relative + width
+def _interval(level: Level, chart: Chart) -> tuple[float, float]:
+    width, (low, high) = level.half_width or 0.0, chart.y_range
+    return max(level.relative - width, low), min(level.relative + width, high)
 
 
 def _row(curve: ClassCurve, found: Forgetting) -> tuple[str, ...]:

@@ -110,3 +110,14 @@ def test_a_sweep_over_seeds_ends_in_them(runs, tmp_path, capsys):
         assert "10 of 200 test images" in shown
         assert "Places in the test split, the most changed first: " in shown
         assert "not finite (" in shown
+
+
+def test_recipes_that_differ_in_their_strength_are_told_apart(runs):
+    results, _ = read_results(runs[:4])
+    for position, result in enumerate(results.values()):
+        sparsity = 0.5 if position < 2 else 0.9
+        result.config["compression"] = {"sparsify": {"sparsity": sparsity}}
+    names = [found.name for found in exemplars_over_seeds(results)]
+    assert [name.partition("sparsify.")[2] for name in names] == [
+        "sparsity 0.5 on onnxruntime", "sparsity 0.9 on onnxruntime"
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import yaml
@@ -14,7 +15,11 @@ from medlite.command_line import conf_directory
 from medlite.errors import RecordError
 from medlite.report.compare import main
 from medlite.report.forgettability import RISING, class_scores, forgetting_curves, prevalences
-from medlite.report.forgettability_section import colour_of, forgettability_section
+from medlite.report.forgettability_section import (
+    colour_of,
+    forgettability_chart,
+    forgettability_section,
+)
 from medlite.report.result import write_result
 
 COMMON, RAREST = "No retinopathy", "Proliferative"
@@ -203,6 +208,21 @@ def test_a_sweep_of_strengths_ends_in_it(sweep, capsys):
 def test_asked_for_without_a_sweep_it_tells_what_to_run(sweep):
     with pytest.raises(RecordError, match=r"--forgettability: .* run experiment=forgettability"):
         main([*map(str, sweep[:2]), "--forgettability"])
+
+
+def test_wide_intervals_of_few_seeds_end_with_the_axis(finished):
+    runs = [
+        record(finished, strength, seed=seed, kept=kept)
+        for strength in (0.5, 0.9)
+        for seed, kept in ((0, 0.2), (1, 1.0))
+    ]
+    (found,) = forgetting_curves(runs)
+    assert curve_of(found, RAREST).levels[0].half_width > 5
+    chart = forgettability_chart(found)
+    lines = re.findall(r'<polyline points="([^"]*)"', chart)
+    heights = [float(point.split(",")[1]) for line in lines for point in line.split()]
+    assert min(heights) >= 30, "the top of the axis"
+    assert max(heights) <= 300, "its foot"
 
 
 def test_the_rarest_class_is_the_reddest():
