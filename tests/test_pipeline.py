@@ -23,6 +23,7 @@ from medlite.pipeline.run import run
 from medlite.report.examples import read_examples
 from medlite.report.result import SCHEMA_PATH, read_result
 from medlite.safety.corruptions import SUITES
+from medlite.safety.image_quality import QUALITIES
 from medlite.store import exclusive
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ OPTIONS = find_options([conf_directory()])
 SMALL = (
     "dataset=phantom", "dataset.num_train=32", "dataset.num_val=8", "dataset.num_test=16",
     "model=unet", "model.features=[4,4,8,8,8,4]",
-    "train.epochs=2", "train.batch_size=8", "logger=none",
+    "train.epochs=2", "train.batch_size=8", "logger=none", "explainability.enabled=false",
 )  # fmt: skip
 QUICK_BENCH = (
     "benchmark.num_queries=20", "benchmark.num_rounds=2", "benchmark.num_warmup=2",
@@ -73,7 +74,10 @@ def run_command(outputs, *words, environment=None):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
-    words = ("compression=qat", "compression.qat.epochs=1", "logger=wandb", *QUICK_BENCH)
+    words = (
+        "compression=qat", "compression.qat.epochs=1", "logger=wandb", *QUICK_BENCH,
+        "explainability.enabled=true", "explainability.num_images=2",
+    )  # fmt: skip
     return run_words(outputs, *words), words
 
 
@@ -132,12 +136,24 @@ def test_both_models_meet_the_same_corruptions_on_every_runtime_once(finished):
     assert kept == result.robustness
 
 
+def test_both_models_are_explained_and_probed_for_shortcuts_on_every_runtime(finished):
+    directory, _ = finished
+    result = read_result(directory / "result.json")
+    places = [(row["method"], row["where"]) for row in result.explanations["rows"]]
+    inside = [(method, "torch") for method in ("integrated_gradients", "grad_cam", "rollout")]
+    assert places == [("occlusion", "onnxruntime"), ("occlusion", "openvino"), *inside]
+    assert all(row["num_images"] == 2 for row in result.explanations["rows"][:4])
+    assert set(result.shortcuts) == {"onnxruntime", "openvino"}
+    assert [row["probe"] for row in result.shortcuts["openvino"]["rows"]] == ["finding_hidden"]
+
+
 def test_failures_are_told_with_their_pictures(finished):
     directory, _ = finished
     result = read_result(directory / "result.json")
     assert set(result.exemplars) == set(result.failure_modes) == {"onnxruntime", "openvino"}
     for runtime, report in result.failure_modes.items():
-        assert {group["kind"] for group in report["groups"]} == {"class", "foreground"}
+        kinds = {group["kind"] for group in report["groups"]}
+        assert kinds == {"class", "foreground", *QUALITIES}
         assert set(report["worst"][0]["decisions"]) == {"uncompressed", runtime}
         pictures = read_examples(directory / report["worst_pictures"])
         assert len(pictures.images) == 6
