@@ -31,7 +31,8 @@ OPTIONS = find_options([conf_directory()])
 SMALL = (
     "dataset=phantom", "dataset.num_train=32", "dataset.num_val=8", "dataset.num_test=16",
     "model=unet", "model.features=[4,4,8,8,8,4]",
-    "train.epochs=2", "train.batch_size=8", "logger=none", "explainability.enabled=false",
+    "train.epochs=2", "train.batch_size=8", "logger=none", "robustness.enabled=false",
+    "shortcuts.enabled=false", "explainability.enabled=false",
 )  # fmt: skip
 QUICK_BENCH = (
     "benchmark.num_queries=20", "benchmark.num_rounds=2", "benchmark.num_warmup=2",
@@ -76,7 +77,8 @@ def finished(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     words = (
         "compression=qat", "compression.qat.epochs=1", "logger=wandb", *QUICK_BENCH,
-        "explainability.enabled=true", "explainability.num_images=2",
+        "robustness.enabled=true", "shortcuts.enabled=true", "explainability.enabled=true",
+        "explainability.num_images=2",
     )  # fmt: skip
     return run_words(outputs, *words), words
 
@@ -163,8 +165,8 @@ def test_failures_are_told_with_their_pictures(finished):
 
 def test_corruptions_can_be_chosen_and_switched_off(tmp_path):
     words = ("compression=none", "runtime=onnxruntime", *QUICK_BENCH)
-    chosen = ("robustness.corruptions=[blur]", "robustness.severities=[2]",
-              "robustness.num_images=5")  # fmt: skip
+    chosen = ("robustness.enabled=true", "robustness.corruptions=[blur]",
+              "robustness.severities=[2]", "robustness.num_images=5")  # fmt: skip
     one = read_result(run_words(tmp_path, *words, *chosen, name="one") / "result.json")
     report = one.robustness["onnxruntime"]
     assert [(row["corruption"], row["severity"]) for row in report["rows"]] == [("blur", 2)]
