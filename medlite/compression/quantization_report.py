@@ -28,8 +28,8 @@ def report_quantization(
     share = f"{len(quantizer.quantized_layers)} of {num_layers} weighted layers"
     scales = "a channel" if quantizer.per_channel else "a tensor"
     text = (
-        f"INT8 in {share}: uint8 activations with one scale a tensor, int8 weights with one scale "
-        f"{scales}; {how}"
+        f"INT8 in {share}: uint8 activations with one scale a tensor, int8 weights "
+        f"{width_of_weights(quantizer)}with one scale {scales}; {how}"
     )
     if quantizer.is_weight_only:
         text = _describe_weights(quantizer, share, scales, how)
@@ -39,6 +39,13 @@ def report_quantization(
     if scans:
         kept.append(f"{scans} selective scan{'s' * (scans != 1)}")
     report("kept in float", ", ".join(kept) or "nothing")
+
+
+def width_of_weights(quantizer: Int8Quantizer) -> str:
+    """What to say of the bits of weights that go through 8-bit kernels."""
+    if quantizer.weight_bits == 7:
+        return "of 7 bits (exact on every processor) "
+    return "of 8 bits (x86 processors without VNNI cut off their sums) "
 
 
 def in_short(names: Sequence[str]) -> list[str]:

@@ -2,10 +2,14 @@
 
 ONNX Runtime and OpenVINO run a convolution in integers where its input, its weight and its
 output (after a ReLU, which is then absorbed) are all rounded. Everything here serves that:
-uint8 activations with one scale a tensor, int8 weights in [-127, 127] with one scale a channel,
+uint8 activations with one scale a tensor, int8 weights with one scale a channel,
 and rounding on both sides of activations that are no simple clipping (SiLU, Hardswish, PReLU).
-Weights of fewer bits have no integer kernels there: they are rounded alone, for the size of the
-file, and every operator that multiplies by a weight may have them.
+Weights of fewer than 7 bits have no integer kernels there: they are rounded alone, for the size of
+the file, and every operator that multiplies by a weight may have them.
+
+x86 processors without VNNI add two products of an activation and a weight in 16 bits, which cannot
+hold two products of 255 and 127: sums are cut off without a word. With weights of 7 bits (at most
+63 in size) no sum of two can be cut off, and every processor computes the same.
 """
 
 from __future__ import annotations
@@ -84,7 +88,8 @@ SENSITIVE = ("x_proj", "dt_proj")
 ANNOTATION = "quantization_annotation"
 """the key of a node's `meta` under which torchao looks for annotations"""
 
-MOST_BITS = 8
+INTEGER_ARITHMETIC_BITS = (8, 7)
+"""widths of weights that go through 8-bit kernels, with activations in 8 bits"""
 
 ACTIVATION = QuantizationSpec(
     dtype=torch.uint8,
@@ -108,7 +113,8 @@ class Int8Quantizer(Quantizer):
         keep_float: names of layers or of blocks of layers, in float. A name matches wherever it
             is a run of whole components of a layer's path: "fc" is in "head.fc" and "fc.0".
         keep_layers: whole paths of single layers, in float.
-        weight_bits: 8, or fewer for weights alone; 2 are ternary (-1, 0, 1).
+        weight_bits: 8; 7, for processors without VNNI; or fewer for weights alone, of which 2 are
+            ternary (-1, 0, 1).
         per_channel: whether each output channel of a weight has a scale of its own.
     """
 
@@ -119,7 +125,7 @@ class Int8Quantizer(Quantizer):
         keep_last_float: bool,
         keep_float: Sequence[str],
         keep_layers: Collection[str] = (),
-        weight_bits: int = 8,
+        weight_bits: int = 7,
         per_channel: bool = True,
     ) -> None:
         self.keep_first_float = keep_first_float
@@ -166,7 +172,7 @@ class Int8Quantizer(Quantizer):
     @property
     def is_weight_only(self) -> bool:
         """Whether activations stay in float."""
-        return self.weight_bits < MOST_BITS
+        return self.weight_bits not in INTEGER_ARITHMETIC_BITS
 
     def _weight_spec(self, node: Node) -> QuantizationSpec:
         largest_code = 2 ** (self.weight_bits - 1) - 1

@@ -30,7 +30,7 @@ from medlite.compression.quantized_graph import (
     load_activation_ranges,
     prepare,
 )
-from medlite.compression.quantizer import Int8Quantizer
+from medlite.compression.quantizer import INTEGER_ARITHMETIC_BITS, Int8Quantizer
 from medlite.types import CompressionContext, DataSpec
 
 ORDERS = ("noise", "objective")
@@ -63,6 +63,7 @@ class SelectivePrecision:
         validation_batches: what the objective is measured on.
         calibration_samples: training images that set the ranges of activations.
         method: how they set them; see `PostTrainingQuantization` ("percentile" cuts at 99.99).
+        weight_bits: 8 or 7, see `PostTrainingQuantization`.
         keep_float: names of layers or blocks that stay in float in any case.
     """
 
@@ -75,6 +76,7 @@ class SelectivePrecision:
     validation_batches: int = 16
     calibration_samples: int = 256
     method: str = "mse"
+    weight_bits: int = 7
     keep_float: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -90,6 +92,7 @@ class SelectivePrecision:
                 ("validation_batches", batches, batches >= 1, least_one),
                 ("calibration_samples", samples, samples >= 1, least_one),
                 _one_of("method", self.method, tuple(PASSES)),
+                _one_of("weight_bits", self.weight_bits, INTEGER_ARITHMETIC_BITS),
             ]
         )
 
@@ -126,6 +129,7 @@ class SelectivePrecision:
             keep_last_float=False,
             keep_float=self.keep_float,
             keep_layers=float_layers,
+            weight_bits=self.weight_bits,
         )
 
     def _calibrate(self, prepared: GraphModule, images: Tensor) -> None:
@@ -263,7 +267,7 @@ class _Trial:
 
 
 def _one_of(key: str, value: str, options: Sequence[str]) -> tuple[str, Any, bool, str]:
-    return key, value, value in options, f"one of {', '.join(options)}"
+    return key, value, value in options, f"one of {', '.join(map(str, options))}"
 
 
 def _kept(switches: LayerSwitches, found: Sequence[str]) -> str:

@@ -18,13 +18,14 @@ LEAST_FRACTION = 0.05
 
 NUM_REFINEMENTS = 4
 SMALLEST_SCALE = torch.finfo(torch.float32).eps
-LARGEST_8_BIT_CODE = 127
+LEAST_WIDE_CODE = 63
+"""from this largest code (7 bits) on, the largest weight may have it"""
 
 
 class PerChannelFakeQuantize(ObserverBase):
     """Rounds a weight to the codes from `quant_min` to `quant_max`.
 
-    With 8 bits the largest weight gets the largest code. With fewer, that would round most
+    With 7 or 8 bits the largest weight gets the largest code. With fewer, that would round most
     weights to zero, so the scale is the one of least squared error: Nagel et al., "A White Paper
     on Neural Network Quantization", arXiv:2106.08295, section 3.1; for ternary weights this is
     the aim of Li et al., "Ternary Weight Networks", arXiv:1605.04711, section 2.2, with a scale a
@@ -77,7 +78,7 @@ class PerChannelFakeQuantize(ObserverBase):
     def _find_scale(self, weight: Tensor) -> Tensor:
         num_channels = weight.shape[self.ch_axis]
         rows = weight.movedim(self.ch_axis, 0).reshape(1 if self.shares_scale else num_channels, -1)
-        if self.quant_max == LARGEST_8_BIT_CODE:
+        if self.quant_max >= LEAST_WIDE_CODE:
             scale = rows.abs().amax(1) / self.quant_max
         else:
             scale = scale_of_least_error(rows, self.quant_max)

@@ -74,10 +74,9 @@ def image_folder(
         csv: path of the csv; a relative one starts at `root`.
         path_column: holds a path below the image folder, or an id, see `read_csv`.
         label_column: holds the label (classification).
-        group_column: holds the patient; None: "group" where the csv has it.
-        split_column: holds train, val or test; None: "split" where the csv has it.
-        source_column: holds the site, scanner or study that an image is from, by which failures are
-            grouped; None: "source" where the csv has it.
+        group_column: holds the patient; None, here and below: "group" where the csv has it.
+        split_column: holds train, val or test; None: "split".
+        source_column: holds the site or scanner, by which failures are grouped; None: "source".
         class_names: label to class name, in order; None: the sorted labels.
         mask_classes: mask value to class name, the background first, see `name_mask_values`.
         intensity_range: values that become -1 and 1, such as [0, 4095] for 12 bits in a 16-bit
@@ -95,9 +94,7 @@ def image_folder(
         ConfigError: wrong arguments, or columns that the csv does not have.
         DataError: bad files, groups in two splits, too few images.
     """
-    if on_bad_file not in ("error", "skip"):
-        raise ConfigError([f"dataset.on_bad_file: {on_bad_file!r} is not error or skip"])
-    folder = _existing(root)
+    folder = _checked(root, on_bad_file)
     columns = CsvColumns(path_column, label_column, group_column, split_column, source_column)
     names = {"class_names": class_names, "mask_classes": mask_classes}
     classes, index = _find(task, folder, csv, columns, names)
@@ -123,7 +120,10 @@ def image_folder(
     return warn_of_leaks(ImageData(spec=spec, **splits, skipped=skipped))
 
 
-def _existing(root: str | Path) -> Path:
+def _checked(root: str | Path, on_bad_file: str) -> Path:
+    """The folder, once these two arguments are known to be sound."""
+    if on_bad_file not in ("error", "skip"):
+        raise ConfigError([f"dataset.on_bad_file: {on_bad_file!r} is not error or skip"])
     folder = Path(root).expanduser()
     if not folder.is_dir():
         message = f"dataset.root: {folder} is not a folder"

@@ -28,7 +28,7 @@ from medlite.pipeline.measuring import Artifacts, keep_targets, predict
 from medlite.pipeline.training import Trained
 from medlite.report.blind_spots import find_blind_spots
 from medlite.report.card import build_card, write_card_markdown
-from medlite.report.environment import describe_environment
+from medlite.report.environment import cuts_off_int8_sums, describe_environment
 from medlite.report.examples import choose_examples, write_examples
 from medlite.report.explanation_section import explanation_measurements
 from medlite.report.lookup import Lookup
@@ -190,9 +190,21 @@ def _check_parity(
         )
         rows.append({"candidate": key, **asdict(parity), "passed": parity.passed})
         if not parity.passed:
+            rows[-1]["reasons"] = (*parity.reasons, *_known_causes(job, artifact))
             rows[-1]["first_divergence"] = _find_divergence(job, evidence, name, artifact)
-            _log.warning("parity of %s is broken: %s", key, "; ".join(parity.reasons))
+            _log.warning("parity of %s is broken: %s", key, "; ".join(rows[-1]["reasons"]))
     return rows
+
+
+def _known_causes(job: Job, artifact: Artifact) -> Iterator[str]:
+    """What may be behind a difference, besides the runtime itself."""
+    steps = job.config.resolved.get("compression", {})
+    bits = {step["weight_bits"] for step in steps.values() if "weight_bits" in step}
+    if artifact.precision == "int8" and 8 in bits and cuts_off_int8_sums():
+        yield (
+            "this processor has no VNNI, so its 8-bit kernels cut off sums of products with 8-bit "
+            "weights; set weight_bits=7"
+        )
 
 
 def _find_divergence(job: Job, evidence: Evidence, name: str, artifact: Artifact) -> str:

@@ -45,6 +45,7 @@ def hardware_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
         "Target", target, "" if is_target else "measured on this host, not on the target"
     )
     yield known("Processor", machine.get("cpu"), "the system does not name it")
+    yield known("8-bit sums", _sums(machine.get("cuts_off_int8_sums")), "the system does not tell")
     yield known("Accelerator", machine.get("gpu"), "none was used or found")
     yield known("Cores", machine.get("num_cores"), "the system does not count them")
     threads = hardware.get("num_threads") or f"all usable ({machine.get('num_usable_cores')})"
@@ -109,9 +110,16 @@ def precision_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
         yield measured(f"8-bit operators, {runtime}", count, "the graph was not read")
 
 
+def _sums(are_cut_off: bool | None) -> str | None:
+    """What the processor does to sums of 8-bit products."""
+    if are_cut_off is None:
+        return None
+    return "cut off where weights have 8 bits (x86 without VNNI)" if are_cut_off else "exact"
+
+
 def calibration_samples(options: Mapping[str, Any]) -> int | None:
-    """Images that set the ranges of a step; weights alone, below 8 bits, need none."""
-    return options.get("calibration_samples") if options.get("weight_bits", 8) == 8 else None
+    """Images that set the ranges of a step; weights alone, below 7 bits, need none."""
+    return options.get("calibration_samples") if options.get("weight_bits", 8) >= 7 else None
 
 
 def protocol_fields(result: RunResult) -> Iterable[CardField]:

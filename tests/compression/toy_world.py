@@ -92,6 +92,16 @@ def keep_loss(logits, batch, own_loss):
     return own_loss(logits)
 
 
+def assert_same_but_for_single_codes(logits, reference):
+    """Kernels of integers may differ by one code here and there, where a value lies between two.
+
+    A few logits around it move, and none of them far; those of another net would all differ.
+    """
+    error = abs(logits - reference) / abs(reference).max()
+    assert (error < 1e-3).sum() > 0.97 * (error >= 0).sum()
+    assert error.max() < 0.1
+
+
 def make_batch(spec, count, seed=0):
     images, masks = discs(count, spec.image_size, seed)
     target = masks

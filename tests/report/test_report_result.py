@@ -10,7 +10,7 @@ import pytest
 from fake_run import make_run
 
 from medlite.errors import RecordError
-from medlite.report.environment import describe_environment, git_state
+from medlite.report import environment
 from medlite.report.redact import redact_paths
 from medlite.report.result import SCHEMA_PATH, RunResult, read_result, write_result
 from medlite.types import Measurement
@@ -160,16 +160,34 @@ def test_paths_of_the_dataset_are_redacted_at_any_depth():
 
 
 def test_the_environment_names_versions_machine_and_seed():
-    environment = describe_environment(7)
-    json.dumps(environment, allow_nan=False)
-    assert environment["seed"] == 7
-    assert {"torch", "numpy", "lightning"} <= environment["packages"].keys()
-    assert environment["cpu"]
-    assert environment["memory_mib"] > 100
+    described = environment.describe_environment(7)
+    json.dumps(described, allow_nan=False)
+    assert described["seed"] == 7
+    assert {"torch", "numpy", "lightning"} <= described["packages"].keys()
+    assert described["cpu"]
+    assert described["memory_mib"] > 100
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", {"sse4_2", "avx2"}, True),
+        ("x86_64", {"avx2", "avx512_vnni"}, False),
+        ("AMD64", {"avx2", "avx_vnni"}, False),
+        ("AMD64", None, None),
+        ("aarch64", None, False),
+    ],
+)
+def test_processors_that_cut_off_sums_of_8_bit_products_are_known(
+    monkeypatch, machine, flags, expected
+):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(environment, "cpu_flags", lambda: flags)
+    assert environment.cuts_off_int8_sums() is expected
 
 
 def test_the_commit_and_uncommitted_changes_are_seen(tmp_path):
-    assert git_state(tmp_path) is None
+    assert environment.git_state(tmp_path) is None
 
     def git(*arguments):
         identity = ("-c", "user.name=n", "-c", "user.email=e")
@@ -179,11 +197,11 @@ def test_the_commit_and_uncommitted_changes_are_seen(tmp_path):
     git("init", "-q")
     git("add", "file")
     git("commit", "-q", "-m", "first")
-    state = git_state(tmp_path)
+    state = environment.git_state(tmp_path)
     assert len(state["commit"]) == 40
     assert not state["is_dirty"]
     (tmp_path / "file").write_text("two")
-    assert git_state(tmp_path)["is_dirty"]
+    assert environment.git_state(tmp_path)["is_dirty"]
 
 
 def test_the_fake_run_of_these_tests_has_no_two_measurements_of_one_name(tmp_path):
