@@ -266,7 +266,7 @@ class _Trial:
             return self.objective.logits(graph)
 
 
-def _one_of(key: str, value: str, options: Sequence[str]) -> tuple[str, Any, bool, str]:
+def _one_of(key: str, value: Any, options: Sequence[Any]) -> tuple[str, Any, bool, str]:
     return key, value, value in options, f"one of {', '.join(map(str, options))}"
 
 
