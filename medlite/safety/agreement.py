@@ -97,12 +97,22 @@ def compare_maps(
 
 
 def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation of two maps over their pixels; constant maps have no order."""
+    """Spearman's correlation of two maps over their pixels.
+
+    0 where one of them is the same everywhere, NaN where both are: no method saw anything there.
+    """
+    if _is_flat(first) and _is_flat(second):
+        return float("nan")
     return float(rank_correlation(first.reshape(1, -1), second.reshape(1, -1))[0])
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of the most salient pixels of both; ties by position."""
+    """Intersection over union of the most salient pixels of both; ties by position.
+
+    0 where one map is the same everywhere, NaN where both are.
+    """
+    if _is_flat(first) or _is_flat(second):
+        return float("nan") if _is_flat(first) and _is_flat(second) else 0.0
     count = max(1, round(TOP_SHARE * first.size))
     one, other = (
         set(np.argsort(-each.ravel(), kind="stable")[:count].tolist()) for each in (first, second)
@@ -119,7 +129,13 @@ def inside_share(saliency: np.ndarray, region: np.ndarray | None) -> float:
 
 def mean_correlation(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
     """Mean absolute Spearman correlation: a map turned upside down is not another map."""
-    return float(np.mean(np.abs(_each(map_correlation, first, second))))
+    correlations = np.abs(_each(map_correlation, first, second))
+    known = correlations[np.isfinite(correlations)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _is_flat(saliency: np.ndarray) -> bool:
+    return bool(saliency.max() == saliency.min())
 
 
 def _each(measure: object, *lists: Sequence[np.ndarray | None]) -> np.ndarray:

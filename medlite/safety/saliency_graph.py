@@ -59,8 +59,7 @@ def tap_feature_map(graph: GraphModule, image: Tensor) -> GraphModule | None:
 
     It is the output of the last convolution among those of the least extent over one pixel, behind
     its normalisation and activation: of a classifier the last map before pooling, of a U-Net the
-    bottleneck. Networks that go on in
-    tokens after their only map (vision transformers) have none.
+    bottleneck. Networks that go on in tokens after their only map (vision transformers) have none.
 
     Args:
         graph: see `as_graph`.
@@ -96,13 +95,13 @@ def attention_maps(graph: GraphModule, image: Tensor) -> list[Tensor]:
     wanted = {
         each.name
         for node in nodes
-        for each in (node.all_input_nodes[:2] if node.target == FUSED_ATTENTION else [node])
+        for each in (node.args[:2] if node.target == FUSED_ATTENTION else [node])
     }
     values = _values(graph, image, lambda node: node.name in wanted)
     maps = []
     for node in nodes:
         if node.target == FUSED_ATTENTION:
-            query, key = (values[each.name] for each in node.all_input_nodes[:2])
+            query, key = (values[each.name] for each in node.args[:2])
             scale = node.kwargs.get("scale") or query.shape[-1] ** -0.5
             weights = (query @ key.transpose(-1, -2) * scale).softmax(-1)
         else:
@@ -113,11 +112,15 @@ def attention_maps(graph: GraphModule, image: Tensor) -> list[Tensor]:
 
 
 def redrawn(graph: GraphModule, seed: int) -> GraphModule:
-    """A copy with the values of every weight in another order: the same sizes, nothing learnt."""
+    """A copy with the values of every weight in another order: the same sizes, nothing learnt.
+
+    The integers of a quantised graph are weights too; they are buffers there.
+    """
     generator = torch.Generator().manual_seed(seed)
     shuffled = copy.deepcopy(graph)
     with torch.no_grad():
-        for weight in shuffled.parameters():
+        integers = (each for each in shuffled.buffers() if each.dtype == torch.int8)
+        for weight in (*shuffled.parameters(), *integers):
             order = torch.randperm(weight.numel(), generator=generator)
             weight.copy_(weight.flatten()[order].view_as(weight))
     return shuffled

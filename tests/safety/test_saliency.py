@@ -239,6 +239,15 @@ def test_a_map_upside_down_has_the_other_order():
     assert mean_correlation([only], [-only]) == pytest.approx(1)
 
 
+def test_maps_that_show_nothing_do_not_count_as_agreement():
+    flat, shaped = np.zeros((4, 8)), np.arange(32.0).reshape(4, 8)
+    for measure in (map_correlation, top_overlap):
+        assert np.isnan(measure(flat, flat))
+        assert measure(flat, shaped) == 0
+    assert mean_correlation([flat, shaped], [flat, shaped]) == pytest.approx(1)
+    assert np.isnan(mean_correlation([flat], [flat]))
+
+
 def test_the_share_inside_a_finding():
     region = np.zeros((10, 10), bool)
     region[:5] = True
