@@ -372,6 +372,7 @@ def final_weights(outputs):
     return torch.load(path, weights_only=True)["weights"]
 
 
+@pytest.mark.slow
 def test_a_killed_job_resumes_and_ends_in_the_same_weights(tmp_path):
     words = ("stages=[train]", "compression=none", "train.epochs=15", "dataset.num_train=128")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
