@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from medlite.errors import ConfigError, MedliteError, did_you_mean
 
 _PACKAGE = Path(__file__).parent
+_SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i"}
 _FLAGS_WITH_VALUE = {
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
-    *("--package", "-p", "--cfg", "-c", "--info", "-i"),
+    *("--package", "-p", *_SHOWING_FLAGS),
 }
 
 
@@ -67,10 +68,14 @@ def user_directories(argv: Sequence[str]) -> list[Path]:
 def expand_seeds(argv: Sequence[str]) -> list[str]:
     """`seeds=5` as the sweep that it stands for; the first seed is that of `seed=`, or 0.
 
+    Flags that show something and run nothing, such as --cfg, see the job of the first seed.
+
     >>> expand_seeds(["model=unet", "seeds=3"])
     ['-m', 'model=unet', 'seed=0,1,2']
     >>> expand_seeds(["seeds=2", "seed=7"])
     ['-m', 'seed=7,8']
+    >>> expand_seeds(["--cfg", "job", "seeds=2"])
+    ['--cfg', 'job', 'seed=0']
 
     Raises:
         ConfigError: it is no whole number from 1 up, several seeds are named besides, or one
@@ -91,8 +96,10 @@ def expand_seeds(argv: Sequence[str]) -> list[str]:
     named = next((word for word in argv if word.startswith("name=")), None)
     if named is not None:
         raise ConfigError([f"{named}: all seeds would share this directory; leave it out"])
-    seeds = ",".join(str(int(first) + step) for step in range(int(count)))
     rest = [word for word in argv if word not in (*counts, *firsts, "-m", "--multirun")]
+    if _SHOWING_FLAGS & set(argv):
+        return [*rest, f"seed={first}"]
+    seeds = ",".join(str(int(first) + step) for step in range(int(count)))
     return ["-m", *rest, f"seed={seeds}"]
 
 

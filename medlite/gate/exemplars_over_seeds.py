@@ -51,7 +51,8 @@ def exemplars_over_seeds(results: Mapping[Path, RunResult]) -> list[SeedExemplar
     """One for each recipe and runtime that was compared with its baseline on several seeds."""
     groups: dict[tuple[str, ...], dict[int, Path]] = defaultdict(dict)
     for directory, result in results.items():
-        words = [result.choices.get(each, "") for each in ("dataset", "model", "compression")]
+        choices = [result.choices.get(each, "") for each in ("model", "compression")]
+        words = [result.dataset["name"], *choices]
         words += [f"{key} {strength:g}" for key, strength, _ in strengths_of(result.config)]
         for runtime in result.safety:
             key = (settings_digest(result.config), *words, runtime)

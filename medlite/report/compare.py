@@ -11,13 +11,20 @@ import importlib
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from medlite.errors import RecordError
-from medlite.report.comparison import COLUMNS, ComparisonRow, mark_pareto, rows_of, sort_rows
+from medlite.report.comparison import (
+    COLUMNS,
+    ComparisonRow,
+    mark_pareto,
+    rows_of,
+    sort_rows,
+    tell_apart,
+)
 from medlite.report.frame import page
 from medlite.report.frontier import frontier_chart
 from medlite.report.lookup import number
@@ -112,7 +119,14 @@ def read_results(paths: Sequence[Path]) -> tuple[Runs, list[str]]:
 
 def compare(results: Runs) -> list[ComparisonRow]:
     """A row for each run and runtime."""
-    return mark_pareto([row for result in results.values() for row in rows_of(result)])
+    labels = tell_apart(list(results.values()))
+    return mark_pareto(
+        [
+            replace(row, compression=label)
+            for result, label in zip(results.values(), labels, strict=True)
+            for row in rows_of(result)
+        ]
+    )
 
 
 def forgettability(results: Runs) -> list[Section]:

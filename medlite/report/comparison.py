@@ -59,6 +59,34 @@ def rows_of(result: RunResult) -> list[ComparisonRow]:
     return [row_of(result, found, runtime) for runtime in found.runtimes()]
 
 
+def tell_apart(results: Sequence[RunResult]) -> list[str]:
+    """Each run's compression, with the options that runs of the same steps do not share.
+
+    One of runs with sparsities of 0.5 and 0.9 is "sparsify (sparsity=0.5)".
+    """
+    options = [_options_of(result) for result in results]
+    labels = []
+    for result, own in zip(results, options, strict=True):
+        alike = [other for other in options if other.keys() == own.keys()]
+        varied = [key for key in own if any(other[key] != own[key] for other in alike)]
+        has_one_step = len({key.partition(".")[0] for key in own}) == 1
+        shown = [f"{key.partition('.')[2] if has_one_step else key}={own[key]}" for key in varied]
+        steps = result.choices.get("compression", "none")
+        labels.append(f"{steps} ({', '.join(shown)})" if shown else steps)
+    return labels
+
+
+def _options_of(result: RunResult) -> dict[str, Any]:
+    """Options of the compression, such as "prune.ratio"."""
+    steps: Mapping[str, Mapping[str, Any]] = result.config.get("compression", {})
+    return {
+        f"{step}.{key}": value
+        for step, options in steps.items()
+        for key, value in options.items()
+        if key != "_target_"
+    }
+
+
 def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
     """What a run says of one runtime."""
     choices = result.choices
@@ -67,7 +95,7 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
     rarest, sensitivity = rarest_class(result.dataset)
     return ComparisonRow(
         run=result.name,
-        dataset=choices.get("dataset", result.dataset["name"]),
+        dataset=result.dataset["name"],
         model=choices.get("model", ""),
         compression=choices.get("compression", "none"),
         runtime=runtime,

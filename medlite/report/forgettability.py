@@ -100,8 +100,8 @@ def forgetting_curves(results: Iterable[RunResult]) -> list[Forgetting]:
     for result in results:
         for key, strength, recipe in strengths_of(result.config):
             for runtime in result.safety:
-                choices = [result.choices.get(group, "") for group in ("dataset", "model")]
-                groups[key, runtime, recipe, *choices].append((strength, result))
+                names = result.dataset["name"], result.choices.get("model", "")
+                groups[key, runtime, recipe, *names].append((strength, result))
     return [
         _forgetting(runs, key=key, runtime=runtime)
         for (key, runtime, *_), runs in groups.items()
@@ -187,7 +187,7 @@ def _forgetting(runs: Sequence[tuple[float, RunResult]], *, key: str, runtime: s
         for name, _ in _scored_classes(first.dataset)
     ]
     return Forgetting(
-        dataset=first.choices.get("dataset", first.dataset["name"]),
+        dataset=first.dataset["name"],
         model=first.choices.get("model", ""),
         compression=first.choices.get("compression", ""),
         runtime=runtime,

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from fake_run import make_run
 
 from medlite.errors import MedliteError, RecordError
 from medlite.report.compare import compare, main, read_results
-from medlite.report.comparison import ComparisonRow, mark_pareto, sort_rows
+from medlite.report.comparison import ComparisonRow, mark_pareto, sort_rows, tell_apart
 from medlite.report.result import write_result
 from medlite.types import Measurement
 
@@ -49,6 +50,36 @@ def test_rows_of_different_data_hardware_or_machines_are_not_ranked_together():
     worse = {"metric": 0.1, "p50_ms": 50.0, "size_kib": 900.0}
     others = [make_row(**worse, **{key: "x"}) for key in ("dataset", "hardware", "machine")]
     assert pareto(make_row(), *others) == [True] * 4
+
+
+def test_runs_of_the_same_steps_are_told_apart_by_what_they_set_differently(finished):
+    plain, _ = finished["segmentation"]
+
+    def run(**options):
+        compression = {
+            step: {"_target_": "t", "epochs": 3, **of_step} for step, of_step in options.items()
+        }
+        choices = {**plain.choices, "compression": ",".join(options) or "none"}
+        return dataclasses.replace(
+            plain, choices=choices, config={**plain.config, "compression": compression}
+        )
+
+    runs = [
+        run(prune={"ratio": 0.5}),
+        run(prune={"ratio": 0.9}),
+        run(prune={"ratio": 0.5}, qat={"bits": 8}),
+        run(prune={"ratio": 0.5}, qat={"bits": 7}),
+        run(qat={"bits": 8}),
+        run(),
+    ]
+    assert tell_apart(runs) == [
+        "prune (ratio=0.5)",
+        "prune (ratio=0.9)",
+        "prune,qat (qat.bits=8)",
+        "prune,qat (qat.bits=7)",
+        "qat",
+        "none",
+    ]
 
 
 def test_rows_are_sorted_best_first_and_unknown_last():
