@@ -72,7 +72,7 @@ def rows_of(report):
 
 
 def test_a_model_and_its_twin_look_at_the_same(job):
-    rows = rows_of(run(job, make_net(0), make_net(0)))
+    rows = rows_of(run(job, make_net(1), make_net(1)))
     assert list(rows) == ["occlusion", "integrated_gradients", "grad_cam", "rollout"]
     assert rows["occlusion"]["where"] == "fake"
     for method in ("occlusion", "integrated_gradients", "grad_cam"):
@@ -81,6 +81,13 @@ def test_a_model_and_its_twin_look_at_the_same(job):
         assert rows[method]["inside_before"] == rows[method]["inside_after"]
     assert (rows["rollout"]["num_images"], rows["rollout"]["rank_correlation"]) == (0, None)
     assert rows["rollout"]["note"].startswith("not all layers attend")
+
+
+def test_maps_without_any_shape_are_no_agreement(job):
+    rows = rows_of(run(job, make_net(0), make_net(0)))  # nothing activates its last map
+    assert rows["grad_cam"]["rank_correlation"] is None
+    assert rows["grad_cam"]["top_overlap"] is None
+    assert rows["grad_cam"]["note"].startswith("the maps are the same everywhere")
 
 
 def test_another_model_looks_elsewhere(job):

@@ -78,7 +78,6 @@ def compare_maps(
         values["inside_before"] = _each(inside_share, before, regions)
         values["inside_change"] = values["inside_after"] - values["inside_before"]
     means, intervals = _averages(values, groups, num_resamples, seed)
-    is_blind = randomised_correlation is not None and randomised_correlation > INSENSITIVE
     return Agreement(
         method=method,
         where=where,
@@ -92,8 +91,17 @@ def compare_maps(
         inside_change=means.get("inside_change"),
         inside_change_interval=intervals.get("inside_change"),
         randomised_correlation=randomised_correlation,
-        note="shows the image rather than the model: decides nothing" if is_blind else "",
+        note=_caution(after, randomised_correlation),
     )
+
+
+def _caution(after: Sequence[np.ndarray], randomised_correlation: float | None) -> str:
+    """What to beware of."""
+    if all(_is_flat(each) for each in after):
+        return "the maps are the same everywhere: nothing speaks for the decisions"
+    if randomised_correlation is not None and randomised_correlation > INSENSITIVE:
+        return "shows the image rather than the model: decides nothing"
+    return ""
 
 
 def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
