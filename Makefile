@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# a process a core, each of about 2 GiB
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 export WANDB_MODE ?= offline
 
 .DEFAULT_GOAL := help
@@ -20,10 +22,10 @@ run: $(INSTALLED)  ## set up, then python -m medlite (ARGS="model=unet ..." to o
 	$(BIN)/python -m medlite $(ARGS)
 
 test: $(INSTALLED)  ## set up, then the tests (MEDLITE_DATA=folder adds those on real data)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: $(INSTALLED)  ## the tests with the slow ones
-	$(BIN)/python -m pytest -m '' $(ARGS)
+	$(BIN)/python -m pytest -m '' $(PARALLEL) $(ARGS)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff format --check .

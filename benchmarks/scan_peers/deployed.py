@@ -12,6 +12,7 @@ from medlite.export.export import export
 from medlite.export.onnx_file import for_engine, translate
 from medlite.models.layers.scans.selective import selective_scan
 from medlite.models.layers.scans.ssd import ssd_scan
+from medlite.runtimes.openvino_core import openvino_core
 from medlite.types import Hardware
 from scan_peers.cases import Case
 
@@ -76,11 +77,9 @@ def open_onnxruntime(case: Case, kind: str, directory: Path) -> Callable[[], Ten
 
 def open_openvino(case: Case, kind: str, directory: Path) -> Callable[[], Tensor]:
     """A call on one thread."""
-    import openvino
-
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     path = write_onnx(case, kind, "openvino", directory)
-    request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
+    request = openvino_core().compile_model(path, "CPU", config).create_infer_request()
     arrays = [t.numpy() for t in inputs(case, kind)]
     return lambda: torch.from_numpy(request.infer(arrays)[0])
 

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from medlite.errors import ExportError, did_you_mean
 from medlite.export.onnx_file import OUTPUT_NAME, to_onnx
 from medlite.export.trace import deployable, layer_of, trace
+from medlite.runtimes.openvino_core import openvino_core
 from medlite.types import Artifact
 
 TOLERANCES = {"fp32": 1e-3, "int8": 0.1, "w4": 1e-3, "w3": 1e-3, "w2": 1e-3}
@@ -126,9 +127,7 @@ def _read_onnx(
 def _read_openvino(
     artifact: Artifact, images: np.ndarray, names: Iterable[str]
 ) -> dict[str, np.ndarray]:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(artifact.path)
     outputs = {name for output in model.outputs for name in output.get_names()}
     ports = (output for layer in model.get_ops() for output in layer.outputs())

@@ -17,6 +17,7 @@ from medlite.export.onnx_file import for_engine, is_same_for_all_engines, save, 
 from medlite.export.precision import precision_of, weight_bits
 from medlite.export.trace import custom_operators, deployable, modules_registering, trace
 from medlite.optional import require
+from medlite.runtimes.openvino_core import openvino_core
 from medlite.types import Artifact
 
 
@@ -113,8 +114,7 @@ def _write_openvino(traced: _Traced, path: Path) -> None:
     onnx_path = path.with_suffix(".onnx")
     traced.save_onnx(onnx_path, engine="openvino")
     try:
-        # read_model and not convert_model: the latter reports usage over the network
-        model = openvino.Core().read_model(onnx_path)
+        model = openvino_core().read_model(onnx_path)
     except RuntimeError as error:
         message = f"OpenVINO cannot read the ONNX form of this network: {error}"
         raise ExportError(message) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medlite.errors import MissingDependency
+from medlite.runtimes.openvino_core import openvino_core
 from medlite.runtimes.threads import count_threads
 from medlite.types import Artifact, Hardware
 
@@ -57,7 +58,7 @@ class OpenVinoRuntime:
         return {
             "engine": "OpenVINO",
             "version": openvino.__version__,
-            "backend": f"CPU ({openvino.Core().get_property('CPU', 'FULL_DEVICE_NAME')})",
+            "backend": f"CPU ({openvino_core().get_property('CPU', 'FULL_DEVICE_NAME')})",
             "options": f"{self.performance_hint}, one stream, precision hint "
             f"{self.inference_precision}, pinning off, static batch size",
         }
@@ -77,15 +78,13 @@ class OpenVinoRuntime:
 
     def compile(self, artifact: Artifact, hardware: Hardware, *, batch_size: int) -> Any:
         """`openvino.CompiledModel` of `artifact` for batches of `batch_size`."""
-        import openvino
-
         if hardware.device != "cpu":
             message = (
                 f"hardware.device={hardware.device}: OpenVINO runs on CPUs here; take "
                 "runtime=onnxruntime or runtime=torch for CUDA"
             )
             raise MissingDependency(message)
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(artifact.path)
         model.reshape([batch_size, *artifact.input_shape])
         return core.compile_model(model, "CPU", self._properties(hardware))

@@ -13,6 +13,7 @@ from torch.export import Dim
 from medlite.export.onnx_file import for_engine
 from medlite.export.selective_scan_onnx import translation_table
 from medlite.models.layers.scans.selective import selective_scan
+from medlite.runtimes.openvino_core import openvino_core
 
 SHAPE, LENGTH = (16, 24), 16
 
@@ -48,8 +49,8 @@ def error_of(factors):
     generator = np.random.default_rng(0)
     decays = generator.random((LENGTH, *SHAPE), dtype=np.float32)
     start, *values = generator.standard_normal((LENGTH + 1, *SHAPE), dtype=np.float32)
-    model = openvino.Core().read_model(loop(factors).SerializeToString())
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino_core().read_model(loop(factors).SerializeToString())
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     actual = compiled([start, decays, np.stack(values)])[0]
     state, expected = start.astype(np.float64), []
     for decay, v in zip(decays, values, strict=True):

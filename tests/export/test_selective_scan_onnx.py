@@ -3,7 +3,6 @@
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from medlite.export.selective_scan_onnx import translation_table
 from medlite.models.layers.scans.reference import selective_scan_reference
 from medlite.models.layers.scans.selective import selective_scan
 from medlite.models.ultralight_vm_unet import UltraLightVMUNet
+from medlite.runtimes.openvino_core import openvino_core
 
 NUM_STATES = 16
 
@@ -79,7 +79,7 @@ def run_onnxruntime(path, inputs):
 
 def run_openvino(path, inputs):
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    model = openvino.Core().compile_model(path, "CPU", config)
+    model = openvino_core().compile_model(path, "CPU", config)
     return model([value.numpy() for value in inputs])[0]
 
 

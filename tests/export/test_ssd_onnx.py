@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from medlite.export.export import export_all
 from medlite.models.layers.mamba import MambaBlock
 from medlite.models.layers.scans.reference import ssd_scan_reference
+from medlite.runtimes.openvino_core import openvino_core
 
 STATES = 16
 
@@ -47,7 +47,7 @@ def run_onnxruntime(artifact, images):
 
 def run_openvino(artifact, images):
     config = {"INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.Core().compile_model(artifact.path, "CPU", config)(images.numpy())[0]
+    return openvino_core().compile_model(artifact.path, "CPU", config)(images.numpy())[0]
 
 
 RUNTIMES = {"onnx": run_onnxruntime, "openvino": run_openvino}
@@ -108,7 +108,7 @@ def test_onnxruntime_gets_its_own_operator_and_openvino_products(tmp_path):
     assert operators.count("LinearAttention") == 1
     layers = {
         op.get_type_name()
-        for op in openvino.Core().read_model(artifacts["openvino"].path).get_ops()
+        for op in openvino_core().read_model(artifacts["openvino"].path).get_ops()
     }
     assert not layers & {"Loop", "TensorIterator"}
     expected = net(images).detach().numpy()

@@ -3,7 +3,6 @@
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch.export import Dim
 from medlite.export.wavefront_onnx import translation_table
 from medlite.models.layers.scans.reference import wavefront_scan_reference
 from medlite.models.layers.scans.wavefront import wavefront_scan
+from medlite.runtimes.openvino_core import openvino_core
 
 NUM_STATES = 16
 
@@ -67,7 +67,7 @@ def run_onnxruntime(path, inputs):
 
 def run_openvino(path, inputs):
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    model = openvino.Core().compile_model(path, "CPU", config)
+    model = openvino_core().compile_model(path, "CPU", config)
     return model([value.numpy() for value in inputs])[0]
 
 

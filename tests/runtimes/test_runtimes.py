@@ -1,9 +1,11 @@
 """Every runtime of conf/runtime gives torch's answer, at every batch size, and says how."""
 
 import os
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import onnx
@@ -216,3 +218,31 @@ def test_threads_come_from_the_profile_then_its_cores_then_the_process():
     assert count_threads(Hardware(num_threads=3, cpu_affinity=[0])) == 3
     assert count_threads(Hardware(cpu_affinity=[0, 1])) == 2
     assert 1 <= count_threads(Hardware()) <= (os.cpu_count() or 1)
+
+
+def test_a_signal_after_openvino_was_used_does_not_end_the_process():
+    # A core that goes on another thread takes the signal stack of this one with it.
+    script = """
+        import os, signal, threading
+        from medlite.runtimes.openvino_core import openvino_core
+
+        signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+        held = [openvino_core()]
+        held[0].get_property("CPU", "FULL_DEVICE_NAME")
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_openvino_tells_nobody_that_it_is_used():
+    script = """
+        import medlite, openvino, sys
+        from openvino.tools.ovc import telemetry_utils
+        print(sys.modules["openvino_telemetry"], telemetry_utils.tm.__name__)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True)
+    assert done.stdout.split() == ["None", "openvino.tools.ovc.telemetry_stub"], done.stderr
