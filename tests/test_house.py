@@ -53,7 +53,7 @@ def test_the_package_is_found():
 def test_imports_go_downwards_only(path):
     room = room_of(path)
     if room == "__init__":
-        assert not imported_modules(path)
+        assert imported_modules(path) <= {"sys"}
         return
     wrong = {
         other

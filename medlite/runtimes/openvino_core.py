@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 
-
 @functools.cache
 def openvino_core() -> Any:
     """The `openvino.Core` that everything here shares, and that lives as long as the process.

@@ -220,6 +220,11 @@ def test_threads_come_from_the_profile_then_its_cores_then_the_process():
     assert 1 <= count_threads(Hardware()) <= (os.cpu_count() or 1)
 
 
+def run_script(script):
+    words = [sys.executable, "-c", dedent(script)]
+    return subprocess.run(words, check=False, capture_output=True, text=True)
+
+
 def test_a_signal_after_openvino_was_used_does_not_end_the_process():
     # A core that goes on another thread takes the signal stack of this one with it.
     script = """
@@ -234,7 +239,7 @@ def test_a_signal_after_openvino_was_used_does_not_end_the_process():
         thread.join()
         os.kill(os.getpid(), signal.SIGUSR1)
     """
-    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True)
+    done = run_script(script)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
@@ -244,5 +249,5 @@ def test_openvino_tells_nobody_that_it_is_used():
         from openvino.tools.ovc import telemetry_utils
         print(sys.modules["openvino_telemetry"], telemetry_utils.tm.__name__)
     """
-    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True)
+    done = run_script(script)
     assert done.stdout.split() == ["None", "openvino.tools.ovc.telemetry_stub"], done.stderr
