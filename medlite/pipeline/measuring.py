@@ -107,6 +107,16 @@ def predict(job: Job, net: nn.Module, split: Literal["val", "test"] = "test") ->
     )
 
 
+def split_key(key: str) -> tuple[str, str]:
+    """Which net a candidate is of, and its runtime.
+
+    >>> split_key("baseline/openvino"), split_key("openvino")
+    (('baseline', 'openvino'), ('', 'openvino'))
+    """
+    name, _, runtime = key.rpartition("/")
+    return name, runtime
+
+
 def keep_targets(job: Job, reference: Predictions) -> None:
     """What was true, and of whom, beside what the runtimes said: for `medlite gate`.
 

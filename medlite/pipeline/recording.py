@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain, starmap
 from typing import Any
 
@@ -16,19 +15,18 @@ import torch
 from medlite.bench.benchmark import BenchmarkResult
 from medlite.bench.budget import judge_budgets
 from medlite.bench.complexity import count_layers, measure_complexity, write_layers
-from medlite.export.divergence import READABLE_FORMATS, first_divergence
-from medlite.export.parity import check_parity
 from medlite.metrics.evaluate import evaluate, reliability
-from medlite.metrics.task import build_metrics, primary_metric
+from medlite.metrics.task import primary_metric
 from medlite.pipeline.cases import record_exemplars, record_failures
 from medlite.pipeline.job import Job
 from medlite.pipeline.lineage import describe_teacher, trace_lineage
 from medlite.pipeline.loggers import Sinks
-from medlite.pipeline.measuring import Artifacts, keep_targets, predict
+from medlite.pipeline.measuring import Artifacts, keep_targets, predict, split_key
+from medlite.pipeline.parity import Exported, compare_with_torch
 from medlite.pipeline.training import Trained
 from medlite.report.blind_spots import find_blind_spots
 from medlite.report.card import build_card, write_card_markdown
-from medlite.report.environment import cuts_off_int8_sums, describe_environment
+from medlite.report.environment import describe_environment
 from medlite.report.examples import choose_examples, write_examples
 from medlite.report.explanation_section import explanation_measurements
 from medlite.report.lookup import Lookup
@@ -41,7 +39,7 @@ from medlite.safety.gate import SafetyReport, compare_models
 from medlite.safety.operating_point import OperatingPoint, choose_operating_points
 from medlite.safety.robustness import robustness_measurements
 from medlite.safety.shortcuts import shortcut_measurements
-from medlite.types import Artifact, DataSpec, Measurement, Predictions
+from medlite.types import Measurement, Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +80,10 @@ def record(job: Job, evidence: Evidence) -> RunResult:
     torch_says = {name: predict(job, net) for name, net in evidence.nets.items()}
     keep_targets(job, torch_says[""])
     predictions = _on_runtimes(torch_says[""], evidence.bench)
-    parity = _check_parity(job, evidence, torch_says, predictions)
+    exported = Exported(
+        job=job, nets=evidence.nets, artifacts=evidence.artifacts, torch_says=torch_says
+    )
+    parity = compare_with_torch(exported, predictions)
     points = {name: _operating_points(job, net) for name, net in evidence.nets.items()}
     safety = _judge_safety(job, torch_says.get("baseline"), predictions, points.get("baseline"))
     control_points = None
@@ -166,62 +167,6 @@ def _on_runtimes(reference: Predictions, bench: BenchmarkResult) -> dict[str, Pr
     }
 
 
-def _split_key(key: str) -> tuple[str, str]:
-    name, _, runtime = key.rpartition("/")
-    return name, runtime
-
-
-def _check_parity(
-    job: Job,
-    evidence: Evidence,
-    torch_says: Mapping[str, Predictions],
-    predictions: Mapping[str, Predictions],
-) -> list[dict[str, Any]]:
-    rows = []
-    for key, said in predictions.items():
-        name, runtime = _split_key(key)
-        artifact = evidence.artifacts[name][job.runtimes[runtime].format]
-        parity = check_parity(
-            torch_says[name].logits,
-            said.logits,
-            labels=job.spec.labels,
-            precision=artifact.precision,
-            metric=partial(_primary_score, job.spec, said.targets),
-        )
-        rows.append({"candidate": key, **asdict(parity), "passed": parity.passed})
-        if not parity.passed:
-            rows[-1]["reasons"] = (*parity.reasons, *_known_causes(job, artifact))
-            rows[-1]["first_divergence"] = _find_divergence(job, evidence, name, artifact)
-            _log.warning("parity of %s is broken: %s", key, "; ".join(rows[-1]["reasons"]))
-    return rows
-
-
-def _known_causes(job: Job, artifact: Artifact) -> Iterator[str]:
-    """What may be behind a difference, besides the runtime itself."""
-    steps = job.config.resolved.get("compression", {})
-    bits = {step["weight_bits"] for step in steps.values() if "weight_bits" in step}
-    if artifact.precision == "int8" and 8 in bits and cuts_off_int8_sums():
-        yield (
-            "this processor has no VNNI, so its 8-bit kernels cut off sums of products with 8-bit "
-            "weights; set weight_bits=7"
-        )
-
-
-def _find_divergence(job: Job, evidence: Evidence, name: str, artifact: Artifact) -> str:
-    if artifact.format not in READABLE_FORMATS:
-        return f"files of the format '{artifact.format}' do not show their inner tensors"
-    images = job.data.test_images(4).numpy()
-    found = first_divergence(evidence.nets[name], artifact, images)
-    return str(found) if found is not None else "no layer differs on four images of the test split"
-
-
-def _primary_score(spec: DataSpec, targets: np.ndarray, logits: np.ndarray) -> float:
-    """The task metric of logits on the test split."""
-    metrics = build_metrics(spec)
-    metrics.update(torch.from_numpy(logits), torch.from_numpy(targets))
-    return float(metrics.compute()[primary_metric(spec)])
-
-
 def _operating_points(job: Job, net: torch.nn.Module) -> tuple[OperatingPoint, ...]:
     """Of a classifier; nothing is computed for other nets."""
     if job.spec.task == "segmentation":
@@ -261,7 +206,7 @@ def _evaluate(
         prefix = f"{name}/test" if name else "test"
         yield from evaluate(said, job.spec, prefix=prefix)
     for key, said in predictions.items():
-        name, runtime = _split_key(key)
+        name, runtime = split_key(key)
         prefix = f"{name}/test/{runtime}" if name else f"test/{runtime}"
         yield from evaluate(said, job.spec, prefix=prefix)
 
