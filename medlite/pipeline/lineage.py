@@ -16,27 +16,32 @@ from medlite.metrics.task import primary_metric
 from medlite.pipeline.job import Job
 from medlite.pipeline.measuring import predict
 from medlite.pipeline.training import Trained
+from medlite.types import Predictions
 
 
-def trace_lineage(job: Job, stages: Mapping[str, Trained]) -> list[dict[str, Any]]:
+def trace_lineage(
+    job: Job, stages: Mapping[str, Trained], known: Mapping[nn.Module, Predictions]
+) -> list[dict[str, Any]]:
     """One row a stage, in order; what a stage changed is the difference to the row before it.
+
+    Nets of `known` were asked already.
 
     `scores` are those of torch on the test split: the task metric, calibration, and the
     sensitivity of each class, without intervals; empty where an output is not finite.
     `weight_bytes` and `sha256` are of all tensors of the state, `seconds` of this stage alone.
     """
     return [
-        {"stage": name, **_row(job, trained), "seconds": list(trained.seconds.values())[-1]}
+        {"stage": name, **_row(job, trained, known), "seconds": list(trained.seconds.values())[-1]}
         for name, trained in stages.items()
     ]
 
 
-def describe_teacher(job: Job, teacher: Trained) -> dict[str, Any]:
+def describe_teacher(job: Job, teacher: Trained, said: Predictions) -> dict[str, Any]:
     """The same of the net that a step learned from; several are one, their mean."""
-    return {"name": teacher.name, **_row(job, teacher)}
+    return {"name": teacher.name, **_row(job, teacher, {teacher.net: said})}
 
 
-def _row(job: Job, trained: Trained) -> dict[str, Any]:
+def _row(job: Job, trained: Trained, known: Mapping[nn.Module, Predictions]) -> dict[str, Any]:
     cost = total(count_layers(trained.net, job.spec.input_shape))
     tensors = _tensors(trained.net)
     digest = hashlib.sha256()
@@ -48,12 +53,11 @@ def _row(job: Job, trained: Trained) -> dict[str, Any]:
         "params": cost.params,
         "macs": cost.macs,
         "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        "scores": _scores(job, trained.net),
+        "scores": _scores(job, known.get(trained.net) or predict(job, trained.net)),
     }
 
 
-def _scores(job: Job, net: nn.Module) -> dict[str, float | None]:
-    said = predict(job, net)
+def _scores(job: Job, said: Predictions) -> dict[str, float | None]:
     if not np.isfinite(said.logits).all():
         return {}
     kept = (primary_metric(job.spec), "ece", "nll")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from medlite.config import STAGES
+from medlite.pipeline.explaining import NUM_REDRAWN
 from medlite.pipeline.job import Job
 from medlite.pipeline.teachers import Finished, find_teachers
 from medlite.pipeline.training import baseline_entry, control_steps, num_latencies
@@ -24,11 +25,15 @@ _SLOWDOWN = {"structure": 1.0, "train": 1.6, "numeric": 2.5}
 _CONVERSION_SECONDS = 20.0
 """tracing, preparing and converting a graph, or exporting it"""
 
+_TRACING_SECONDS = 3.0
+"""tracing a graph alone, to explain it"""
+
 _CORRUPTION_SECONDS = 0.005
 """corrupting one image, and scoring what was said about it"""
 
 _GRADIENT_PASSES = 4
 """a forward and a backward pass of a single image, as passes of an image in a batch"""
+
 _PROCESS_SECONDS = 4.0
 """starting one measuring process and loading a model in it"""
 
@@ -165,12 +170,15 @@ def _plan_explanations(job: Job, plan: FitPlan) -> list[PlannedStage]:
         return []
     images = min(settings.num_images, job.spec.num_samples["test"])
     windows = WINDOWS[job.spec.num_spatial_dims] ** job.spec.num_spatial_dims
-    methods = methods_of(settings)
-    occluded = windows * _num_models(job) * len(job.runtimes) * ("occlusion" in methods)
-    inside = _GRADIENT_PASSES * STEPS * _num_models(job) * ("integrated_gradients" in methods)
+    methods, models = methods_of(settings), _num_models(job)
+    checked = 2 * min(NUM_REDRAWN, images)
+    occluded = images * models * len(job.runtimes) + checked
+    inside = images * models + checked
+    passes = occluded * windows * ("occlusion" in methods)
+    passes += inside * _GRADIENT_PASSES * STEPS * ("integrated_gradients" in methods)
     forward = plan.seconds_per_val_batch / job.config.train.batch_size
     what = f"{images} images, {', '.join(methods).replace('_', ' ')}"
-    seconds = images * forward * (occluded + inside)
+    seconds = passes * forward + models * _TRACING_SECONDS
     return [PlannedStage(stage="explainability", what=what, seconds=seconds)]
 
 

@@ -93,6 +93,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
     control = _judge_safety(job, torch_says.get("control"), predictions, control_points)
     if evidence.teacher is not None:
         torch_says["teacher"] = predict(job, evidence.teacher.net)
+    known = {net: torch_says[name] for name, net in evidence.nets.items()}
     measurements = [
         *evidence.bench.measurements,
         *_evaluate(job, torch_says, predictions),
@@ -113,8 +114,8 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         environment=describe_environment(config.seed),
         measurements=measurements,
         stages=_stages(evidence),
-        lineage=trace_lineage(job, {"train": evidence.baseline, **evidence.steps}),
-        teacher=_describe_teacher(job, evidence.teacher, measurements),
+        lineage=trace_lineage(job, {"train": evidence.baseline, **evidence.steps}, known),
+        teacher=_describe_teacher(job, evidence.teacher, torch_says.get("teacher"), measurements),
         verdict=verdict,
         artifacts=list(_artifacts(job, evidence)),
         parity=parity,
@@ -224,12 +225,16 @@ def _count(job: Job, evidence: Evidence) -> Iterator[Measurement]:
 
 
 def _describe_teacher(
-    job: Job, teacher: Trained | None, measurements: list[Measurement]
+    job: Job,
+    teacher: Trained | None,
+    said: Predictions | None,
+    measurements: list[Measurement],
 ) -> dict[str, Any]:
-    if teacher is None:
+    if teacher is None or said is None:
         return {}
     spots = find_blind_spots(Lookup(measurements), job.spec.class_names)
-    return {**describe_teacher(job, teacher), "blind_spots": [asdict(spot) for spot in spots]}
+    described = describe_teacher(job, teacher, said)
+    return {**described, "blind_spots": [asdict(spot) for spot in spots]}
 
 
 def _verdict(

@@ -32,6 +32,9 @@ STEPS = 16
 WINDOWS = {2: 8, 3: 4}
 """windows along each side that are occluded in turn, of images and of volumes"""
 
+AT_ONCE = 16
+"""occluded images that a model is asked about in one batch"""
+
 METHODS = ("occlusion", "integrated_gradients", "grad_cam", "rollout")
 
 Score = Callable[["Tensor"], "Tensor"]
@@ -168,6 +171,7 @@ def occlusion(score: Score, image: Tensor) -> np.ndarray:
         sliding_window_shapes=(image.shape[1], *window),
         strides=(image.shape[1], *window),
         baselines=mean,
+        perturbations_per_eval=AT_ONCE,
     )
     return found[0].mean(0).clamp_min(0).detach().numpy()
 
