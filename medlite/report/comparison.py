@@ -131,8 +131,8 @@ def rarest_class(dataset: Mapping[str, Any]) -> tuple[str, str]:
 
 def settings_digest(config: Mapping[str, Any]) -> str:
     """6 hexadecimal digits of all that decides a row of a comparison but the seed."""
-    elsewhere = ("seed", "name", "outputs", "logger", "stages")
-    elsewhere += ("robustness", "shortcuts", "explainability")
+    elsewhere = {"seed", "name", "outputs", "logger", "stages"}
+    elsewhere |= {"robustness", "shortcuts", "explainability"}
     decisive = {key: value for key, value in config.items() if key not in elsewhere}
     decisive["safety"] = {k: v for k, v in config.get("safety", {}).items() if k != "enforce"}
     canonical = json.dumps(decisive, sort_keys=True, default=str)
