@@ -16,6 +16,7 @@ from medlite.report.compare import (
     main,
     print_table,
 )
+from medlite.report.comparison import settings_digest
 from medlite.report.frontier import frontier_chart
 from medlite.report.result import write_result
 from medlite.report.seeds import summarise_seeds
@@ -117,3 +118,10 @@ def test_the_chart_marks_the_frontier_and_the_verdict():
     assert chart.count("<circle") == 2
     assert chart.count('r="6" fill="#1d7f4e"') == 1
     assert chart.count('r="3" fill="#b3261e"') == 1
+
+
+def test_what_decides_no_row_does_not_part_seeds():
+    config = {"seed": 0, "train": {"epochs": 3}, "robustness": {"enabled": True}}
+    others = ({"seed": 4}, {"name": "a"}, {"robustness": {"enabled": False}}, {"shortcuts": {}})
+    assert {settings_digest({**config, **other}) for other in others} == {settings_digest(config)}
+    assert settings_digest({**config, "train": {"epochs": 4}}) != settings_digest(config)
