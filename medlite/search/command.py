@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         return 1
     targets = ["--csv", str(folder / f"{name}.csv"), "--html", str(folder / f"{name}.html")]
-    compare.main([*dict.fromkeys(runs), *targets])
+    compare.main([*dict.fromkeys(runs), "--over-seeds", *targets])
     return 0
 
 
