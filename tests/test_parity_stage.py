@@ -21,8 +21,9 @@ NUM_TEST = 12
 class OnTheEdge(nn.Module):
     """Two logits that lie apart by less than a ten-thousandth of the brightest pixel."""
 
-    def __init__(self, distance):
+    def __init__(self, distance, largest_code=127):
         super().__init__()
+        self.register_buffer("codes", torch.tensor([-largest_code, 3], dtype=torch.int8))
         self.distance = distance
 
     def forward(self, image):
@@ -37,7 +38,6 @@ def job():
         num_train=8, num_val=4, num_test=NUM_TEST,
     )  # fmt: skip
     return SimpleNamespace(
-        config=SimpleNamespace(resolved={"compression": {"ptq": {"weight_bits": 8}}}),
         data=ImageDataModule(images, batch_size=4),
         spec=images.spec,
         runtimes={"engine": SimpleNamespace(format="engine")},
@@ -79,13 +79,14 @@ def test_a_net_on_the_edge_is_told(job):
     assert f"in torch alone, {expected} of {NUM_TEST} decisions flip" in " ".join(row["reasons"])
 
 
-@pytest.mark.parametrize(("cuts_off", "bits"), [(True, 8), (True, 7), (False, 8), (None, 8)])
-def test_sums_that_are_cut_off_are_named(job, monkeypatch, cuts_off, bits):
+@pytest.mark.parametrize(
+    ("cuts_off", "largest_code"), [(True, 127), (True, 63), (False, 127), (None, 127)]
+)
+def test_sums_that_are_cut_off_are_named(job, monkeypatch, cuts_off, largest_code):
     monkeypatch.setattr(parity, "cuts_off_int8_sums", lambda: cuts_off)
-    job.config.resolved["compression"]["ptq"]["weight_bits"] = bits
-    (row,) = rows_of(job, OnTheEdge(0.5))
+    (row,) = rows_of(job, OnTheEdge(0.5, largest_code))
     is_named = "set weight_bits=7" in " ".join(row["reasons"])
-    assert is_named is (cuts_off is True and bits == 8)
+    assert is_named is (cuts_off is True and largest_code == 127)
 
 
 def test_float_graphs_have_no_such_excuse(job):

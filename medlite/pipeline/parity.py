@@ -22,6 +22,9 @@ from medlite.types import Artifact, DataSpec, Predictions
 
 _log = logging.getLogger(__name__)
 
+LARGEST_SAFE_CODE = 64
+"""of a weight: two of its products with 255 fit in 16 bits"""
+
 SMALL_CHANGE = 1e-4
 """of every value of the image: far less than a grey level of an 8-bit image"""
 
@@ -43,7 +46,7 @@ def compare_with_torch(
     exported: Exported, predictions: Mapping[str, Predictions]
 ) -> list[dict[str, Any]]:
     """A row for each candidate of `predictions`, such as "baseline/openvino"."""
-    job, rows = exported.job, []
+    job, rows, causes = exported.job, [], dict[tuple[str, str], tuple[str, ...]]()
     for key, said in predictions.items():
         name, runtime = split_key(key)
         artifact = exported.artifacts[name][job.runtimes[runtime].format]
@@ -56,7 +59,9 @@ def compare_with_torch(
         )
         rows.append({"candidate": key, **asdict(parity), "passed": parity.passed})
         if not parity.passed:
-            rows[-1]["reasons"] = (*parity.reasons, *_known_causes(exported, name, artifact))
+            if (name, artifact.precision) not in causes:  # the same on every runtime
+                causes[name, artifact.precision] = tuple(_known_causes(exported, name, artifact))
+            rows[-1]["reasons"] = (*parity.reasons, *causes[name, artifact.precision])
             rows[-1]["first_divergence"] = _find_divergence(exported, name, artifact)
             _log.warning("parity of %s is broken: %s", key, "; ".join(rows[-1]["reasons"]))
     return rows
@@ -66,18 +71,19 @@ def _known_causes(exported: Exported, name: str, artifact: Artifact) -> Iterator
     """What may be behind a difference of integers, besides the runtime itself."""
     if artifact.precision != "int8":
         return
-    job = exported.job
-    steps = job.config.resolved.get("compression", {})
-    bits = {step["weight_bits"] for step in steps.values() if "weight_bits" in step}
-    if 8 in bits and cuts_off_int8_sums():
+    job, net = exported.job, exported.nets[name]
+    integers = [each for each in net.state_dict().values() if each.dtype == torch.int8]
+    if cuts_off_int8_sums() and any(
+        each.int().abs().max() > LARGEST_SAFE_CODE for each in integers
+    ):
         yield (
             "this processor has no VNNI, so its 8-bit kernels cut off sums of products with 8-bit "
-            "weights; set weight_bits=7"
+            "weights; set weight_bits=7 (compression=ptq, qat or selective_ptq)"
         )
     said = exported.torch_says[name]
     nearby = check_parity(
         said.logits,
-        predict(job, _SlightlyChanged(exported.nets[name])).logits,
+        predict(job, _SlightlyChanged(net)).logits,
         labels=job.spec.labels,
         precision=artifact.precision,
     )

@@ -114,7 +114,8 @@ def _sums(are_cut_off: bool | None) -> str | None:
     """What the processor does to sums of 8-bit products."""
     if are_cut_off is None:
         return None
-    return "cut off where weights have 8 bits (x86 without VNNI)" if are_cut_off else "exact"
+    what = "cut off where weights have 8 bits (no VNNI)" if are_cut_off else "exact"
+    return f"{what}, by the processor's instruction sets"
 
 
 def calibration_samples(options: Mapping[str, Any]) -> int | None:
