@@ -82,6 +82,8 @@ DROPOUTS = {aten.dropout.default, aten.dropout_.default}
 
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 
+CONCATENATIONS = {aten.cat.default, aten.concat.default}
+
 SENSITIVE = ("x_proj", "dt_proj")
 """projections inside Mamba that set the step sizes of its scan: always in float"""
 
@@ -101,7 +103,7 @@ ACTIVATION = QuantizationSpec(
 
 
 class Int8Quantizer(Quantizer):
-    """Annotates a graph for 8-bit convolutions, linear layers and residual additions.
+    """Annotates a graph for 8-bit convolutions, linear layers, residual sums and concatenations.
 
     Selective scans, normalisations, attention products and transposed convolutions stay in
     float. With fewer bits, the weights of all layers are rounded (transposed ones too) and
@@ -241,6 +243,9 @@ def _annotate_neighbour(node: Node) -> None:
         _annotate(node, inputs={source: ACTIVATION}, output=shared)
     elif node.target in ADDITIONS and _is_residual(node):
         _annotate_sum(node, dict.fromkeys(node.args[:2], ACTIVATION))
+    elif node.target in CONCATENATIONS and _is_read_rounded(node):
+        terms = cast("list[Node]", node.args[0])
+        _annotate(node, inputs=dict.fromkeys(terms, ACTIVATION), output=ACTIVATION)
 
 
 def _annotate_sum(node: Node, inputs: dict[Any, Any]) -> None:
@@ -277,6 +282,11 @@ def _is_rounded(node: object) -> bool:
         return False
     annotation = node.meta.get(ANNOTATION)
     return annotation is not None and annotation.output_qspec is not None
+
+
+def _is_read_rounded(node: Node) -> bool:
+    annotations = [user.meta.get(ANNOTATION) for user in node.users]
+    return any(each is not None and node in each.input_qspec_map for each in annotations)
 
 
 def _is_residual(node: Node) -> bool:

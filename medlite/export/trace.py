@@ -56,7 +56,7 @@ def trace(net: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
     entered: list[str] = []
     try:
         with torch.no_grad(), recording_layers(net, entered):
-            return torch.export.export(
+            program = torch.export.export(
                 net, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
             )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -67,6 +67,8 @@ def trace(net: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
             "number of images in a batch"
         )
         raise ExportError(message) from error
+    _remove_idle_pads(program)
+    return program
 
 
 def layer_of(node: fx.Node) -> str:
@@ -114,6 +116,14 @@ def _module_registering(operator: str) -> str:
         )
         raise ExportError(message)
     return definition._init_fn.__module__
+
+
+def _remove_idle_pads(program: ExportedProgram) -> None:
+    """Take out paddings by nothing, which engines would copy the whole image for."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.pad.default and not any(node.args[1]):
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
 
 
 def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:

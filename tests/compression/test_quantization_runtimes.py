@@ -49,6 +49,8 @@ def test_all_quantised_convolutions_run_on_integers(tmp_path, activation):
         counts = runtime.count_operators(artifact, HARDWARE)
         assert artifact.precision == "int8"
         assert int8_operators(counts, "QLinearConv", "Convolution") == 3, (runtime.name, counts)
+        if runtime.format == "onnx":
+            assert int8_operators(counts, "QLinearConcat") == 1, counts
 
 
 def test_runtimes_agree_with_torch(tmp_path):

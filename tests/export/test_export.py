@@ -32,6 +32,15 @@ class Branching(nn.Module):
         return images if images.sum() > 0 else -images
 
 
+class Padded(nn.Module):
+    def __init__(self, pad):
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, images):
+        return nn.functional.pad(images, self.pad, mode="replicate") + 1
+
+
 class OfTwoImages(nn.Module):
     def forward(self, images):
         return images.reshape(2, -1)
@@ -142,6 +151,15 @@ def test_deployable_form_is_reparameterised_and_a_copy():
     assert isinstance(deployed, nn.Conv2d)
     assert net.training
     torch.testing.assert_close(deployed(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pad", "count"), [((0, 0, 0, 0), 0), ((0, 1, 0, 0), 1)])
+def test_padding_by_nothing_is_left_out(tmp_path, pad, count):
+    artifact = export(
+        Padded(pad), format="onnx", input_shape=SHAPE, directory=tmp_path, stem="padded"
+    )
+    operators = [node.op_type for node in onnx.load(artifact.path).graph.node]
+    assert operators.count("Pad") == count
 
 
 def test_export_leaves_the_network_in_its_mode(tmp_path):
