@@ -1,8 +1,8 @@
 """The compression ladder on real data: recipes, seeds, and what each costs and loses.
 
     python benchmarks/compression_ladder.py --data FOLDER [--cases NAME ...] [--recipes WORD ...]
-                                            [--seeds N ...] [--outputs FOLDER] [--only-table]
-                                            [--markdown FILE]
+                                            [--options WORD ...] [--seeds N ...]
+                                            [--outputs FOLDER] [--only-table] [--markdown FILE]
 
 FOLDER holds retinamnist/retinamnist.npz (MedMNIST v2) and wbc_seg (300 white blood cells with
 masks, and a csv of classes, Zheng et al. 2018); lidc_nodules comes with a package. Each case is
@@ -61,6 +61,7 @@ def command(case: str, arguments: argparse.Namespace) -> list[str]:
     return [
         *("experiment=compression_ladder", *words, *SHARED),
         f"compression={','.join(arguments.recipes)}",
+        *arguments.options,
         f"seed={','.join(map(str, arguments.seeds))}",
         f"outputs={arguments.outputs / case}",
     ]
@@ -72,6 +73,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        help="further words of the command line, such as compression.prune.ratio=.25,.5,.75",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--outputs", type=Path, default=Path("outputs/ladder"))
     parser.add_argument("--only-table", action="store_true", help="of the jobs that are done")
