@@ -195,6 +195,7 @@ def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, caps
     assert "qat: kept in float: 10 conv, net.final_conv" in shown
     assert "| qat | quantisation | INT8 in" in (directory / "plan.md").read_text()
     assert "bench │ 200 queries" in shown
+    assert "images through 7 nets of torch" in shown
     assert not list(tmp_path.glob("store/*/weights.pt"))
 
 
@@ -215,6 +216,13 @@ def test_what_a_runtime_cannot_hold_is_told_before_training(tmp_path, words, mes
     with pytest.raises(ConfigError, match=message):
         run_words(tmp_path, *words)
     assert not list(tmp_path.glob("store/*/weights.pt"))
+
+
+def test_the_plan_counts_the_trials_of_a_search_for_precision(tmp_path, capsys):
+    words = ("compression=selective_ptq", "compression.selective_ptq.max_float_layers=1")
+    run_words(tmp_path, *words, *SMALL_GROUPS, "stages=[]")
+    # 19 weighted layers of the net (tests/models/parameter_counts.yaml's unet), and 2 x 2 to choose
+    assert "up to 27 trials on" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_plan_follows_its_settings(tmp_path):

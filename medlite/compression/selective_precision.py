@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.modules.conv import _ConvNd
 
 from medlite.compression.checks import check_options
 from medlite.compression.clinical_objective import OBJECTIVES, ClinicalObjective, noise_ratio
@@ -122,6 +123,15 @@ class SelectivePrecision:
         prepared = prepare(net, spec.input_shape, self._quantizer(state["float_layers"]))
         load_activation_ranges(prepared, state["ranges"])
         return convert(prepared, spec.input_shape)
+
+    def num_trials(self, net: nn.Module) -> int:
+        """How often the validation batches go through a net, at most: once a layer, and to choose.
+
+        Args:
+            net: with layers that are called once; in a re-parameterisable net all branches count.
+        """
+        layers = sum(isinstance(part, nn.Linear | _ConvNd) for part in net.modules())
+        return layers + 2 * (self.max_float_layers + 1)
 
     def _quantizer(self, float_layers: Collection[str]) -> Int8Quantizer:
         return Int8Quantizer(

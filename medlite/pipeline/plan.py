@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from medlite.compression.selective_precision import SelectivePrecision
 from medlite.config import STAGES
 from medlite.pipeline.explaining import NUM_REDRAWN
 from medlite.pipeline.job import Job
@@ -33,6 +34,9 @@ _CORRUPTION_SECONDS = 0.005
 
 _GRADIENT_PASSES = 4
 """a forward and a backward pass of a single image, as passes of an image in a batch"""
+
+_JUDGING_SECONDS = 15.0
+"""resampling, and drawing the page"""
 
 _PROCESS_SECONDS = 4.0
 """starting one measuring process and loading a model in it"""
@@ -63,6 +67,8 @@ def plan_job(job: Job) -> list[PlannedStage]:
         planned += _plan_robustness(job, plan)
         planned += _plan_shortcuts(job, plan)
         planned += _plan_explanations(job, plan)
+    if "report" in stages:
+        planned.append(_plan_report(job, plan))
     return planned
 
 
@@ -106,8 +112,7 @@ def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) ->
             _, stage = _plan_baseline(job, teacher.model, teacher.name)
             planned.append(PlannedStage(stage="teach", what=stage.what, seconds=stage.seconds))
     if not isinstance(step, TrainingStep):
-        what = "calibration only"
-        return [*planned, PlannedStage(stage=name, what=what, seconds=_CONVERSION_SECONDS)]
+        return [*planned, _plan_calibration(job, baseline, name, step)]
     slowdown = _SLOWDOWN[getattr(step, "stage", "train")]
     plan = plan_fit(
         epochs=step.epochs,
@@ -119,6 +124,18 @@ def _plan_step(job: Job, baseline: FitPlan, name: str, step: CompressionStep) ->
     timed_seconds = num_latencies(step) * (_CONVERSION_SECONDS + 2 * _PROCESS_SECONDS)
     seconds = plan.estimated_seconds + _CONVERSION_SECONDS + timed_seconds
     return [*planned, PlannedStage(stage=name, what=_epochs(plan), seconds=seconds)]
+
+
+def _plan_calibration(
+    job: Job, baseline: FitPlan, name: str, step: CompressionStep
+) -> PlannedStage:
+    what, seconds = "calibration only", _CONVERSION_SECONDS
+    if isinstance(step, SelectivePrecision):
+        trials = step.num_trials(job.build_net(job.config.model))
+        batches = min(step.validation_batches, len(job.data.val_dataloader()))
+        what = f"calibration, up to {trials} trials on {batches} validation batches"
+        seconds += trials * batches * _SLOWDOWN["numeric"] * baseline.seconds_per_val_batch
+    return PlannedStage(stage=name, what=what, seconds=seconds)
 
 
 def _plan_export(job: Job) -> PlannedStage:
@@ -180,6 +197,16 @@ def _plan_explanations(job: Job, plan: FitPlan) -> list[PlannedStage]:
     what = f"{images} images, {', '.join(methods).replace('_', ' ')}"
     seconds = passes * forward + models * _TRACING_SECONDS
     return [PlannedStage(stage="explainability", what=what, seconds=seconds)]
+
+
+def _plan_report(job: Job, plan: FitPlan) -> PlannedStage:
+    nets = 1 + len(job.steps) + len(control_steps(job))
+    images = job.spec.num_samples["val"] + job.spec.num_samples["test"]
+    forward = plan.seconds_per_val_batch / job.config.train.batch_size
+    what = f"{images} images through {nets} net{'s' * (nets != 1)} of torch, statistics"
+    return PlannedStage(
+        stage="report", what=what, seconds=nets * images * forward + _JUDGING_SECONDS
+    )
 
 
 def _num_models(job: Job) -> int:
