@@ -49,7 +49,9 @@ def side_of(arrays: dict[str, np.ndarray], path: Path) -> Side:
     _check_shapes(arrays, scores, path, labels=labels)
     is_probability = "logits" not in arrays
     logits = _to_logits(scores, labels, path) if is_probability else scores.astype(np.float32)
-    names = _class_names(arrays, logits.shape[1], labels, is_segmentation=is_segmentation)
+    names = _class_names(
+        arrays, logits.shape[1], path, labels=labels, is_segmentation=is_segmentation
+    )
     has_patients = "patient" in arrays
     groups = tuple(map(str, arrays["patient"].tolist())) if has_patients else ids
     spec = DataSpec(
@@ -160,10 +162,23 @@ def _to_logits(probability: np.ndarray, labels: Labels, path: Path) -> np.ndarra
 
 
 def _class_names(
-    arrays: dict[str, np.ndarray], num_logits: int, labels: Labels, *, is_segmentation: bool
+    arrays: dict[str, np.ndarray],
+    num_logits: int,
+    path: Path,
+    *,
+    labels: Labels,
+    is_segmentation: bool,
 ) -> tuple[str, ...]:
     if "class_names" in arrays:
-        return tuple(map(str, arrays["class_names"].tolist()))
+        names = tuple(map(str, arrays["class_names"].tolist()))
+        num_names = 2 if labels == "binary" else num_logits
+        if len(names) != num_names or len(set(names)) != num_names:
+            message = (
+                f"{path}: class_names: {', '.join(names)}; expected {num_names} different ones, "
+                f"for {num_logits} score{'s' * (num_logits != 1)} a sample"
+            )
+            raise RecordError(message)
+        return names
     if labels == "binary":
         return ("background", "foreground") if is_segmentation else ("negative", "positive")
     return tuple(f"class {position}" for position in range(num_logits))

@@ -90,18 +90,34 @@ def calibration_error(sums: Tensor) -> Tensor:
     return (gap / sums[..., 2].sum(-1)).mean(-1)
 
 
+def bins_of_equal_count(confidence: Tensor, num_bins: int = NUM_BINS) -> Tensor:
+    """The bin of each confidence, the lowest first; (N,) -> int64 (N,).
+
+    Equal confidences share the bin of their middle one, so that the order of the samples decides
+    nothing; the bins are then not quite equal.
+    """
+    ordered, order = confidence.sort(stable=True)
+    _, tie, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    middle = sizes.cumsum(0) - sizes // 2 - 1
+    parts = torch.arange(len(ordered)).tensor_split(num_bins)
+    bin_at = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    bins = torch.empty_like(order)
+    bins[order] = bin_at[middle][tie]
+    return bins
+
+
 def adaptive_calibration_error(judged: Confidences, num_bins: int = NUM_BINS) -> float:
-    """Calibration error over bins that hold equally many samples.
+    """Calibration error over bins that hold equally many samples, see `bins_of_equal_count`.
 
     Nixon et al. 2019, "Measuring Calibration in Deep Learning" (adaptive calibration error), here
     for the columns of this module. In [0, 1], lower is better. Needs all samples at once.
     """
     errors = []
     for confidence, outcome in zip(*(part.unbind(1) for part in judged), strict=True):
-        ordered, order = confidence.flatten().sort()
-        gap = ordered.double() - outcome.flatten()[order].double()
-        error = sum(abs(float(part.sum())) for part in gap.tensor_split(num_bins))
-        errors.append(error / len(gap))
+        gap = (confidence.double() - outcome.double()).flatten()
+        sums = gap.new_zeros(num_bins)
+        sums.index_add_(0, bins_of_equal_count(confidence.flatten(), num_bins), gap)
+        errors.append(float(sums.abs().sum()) / len(gap))
     return sum(errors) / len(errors)
 
 

@@ -72,11 +72,12 @@ def score_measurement(
 ) -> Measurement:
     """One statistic with its interval; `samples` are its bootstrap values where it has any."""
     unit = "nat" if name == "nll" else ""
-    value, n = scores.value(name), num_samples
+    value, n, num_groups = scores.value(name), num_samples, scores.num_groups
     family, _, key = name.partition("/")
     if key:
         position = class_keys(spec.class_names).index(key)
         n = scores.num_samples_of_class[position]
+        num_groups = scores.num_groups_of_class[position]
     if np.isnan(value):
         reason = "too few classes occur in this split"
         if key:
@@ -84,11 +85,12 @@ def score_measurement(
             reason = f"{'every' if n else 'no'} image of this split is of class {name_of_class!r}"
         return Measurement.unavailable(f"{prefix}/{name}", unit, reason)
     if family == "sensitivity" and spec.task == "classification":
-        num_groups = scores.num_groups_of_class[position]
         spread: tuple[float, float] | None = wilson_interval(value * num_groups, num_groups)
         note = f"Wilson interval over {num_groups} {spec.group_kind}s that have the class"
     elif samples is None:
         spread, note = None, "no interval: one class of the macro average"
+    elif num_groups < 2:
+        spread, note = None, f"no interval: it rests on one {spec.group_kind}"
     else:
         spread = percentile_interval(samples)
         note = f"bootstrap interval over {scores.num_groups} {spec.group_kind}s"

@@ -135,13 +135,11 @@ def adaptive_statistic(
     for column in range(shape[1]):
         confidence = judged.confidence[:, column].flatten()
         outcome = judged.outcome[:, column].flatten()
-        for position, members in enumerate(
-            confidence.argsort(stable=True).tensor_split(calibration.NUM_BINS)
-        ):
-            values = torch.stack(
-                (confidence[members], outcome[members], torch.ones(len(members))), dim=1
-            )
-            sums[:, column, position].index_add_(0, rows[members], values.double())
+        values = torch.stack((confidence, outcome, torch.ones_like(confidence)), dim=1)
+        cells = rows * calibration.NUM_BINS + calibration.bins_of_equal_count(confidence)
+        of_column = torch.zeros(num_groups * calibration.NUM_BINS, 3, dtype=torch.float64)
+        of_column.index_add_(0, cells, values.double())
+        sums[:, column] = of_column.reshape(num_groups, calibration.NUM_BINS, 3)
     return pooled(sums, calibration.calibration_error)
 
 

@@ -20,6 +20,7 @@ from medlite.safety.robustness import (
     Condition,
     compare_robustness,
     conditions_of,
+    groups_behind,
     task_statistic,
 )
 from medlite.types import Artifact, Predictions
@@ -55,6 +56,11 @@ def measure_robustness(
     positions = spread_positions(len(job.data.groups("test")), config.robustness.num_images)
     scores = _score(job, artifacts, bench, positions)
     groups = [job.data.groups("test")[position] for position in positions]
+    targets = np.stack([job.data.data.test.samples[position][1] for position in positions])
+    logits = next(iter(bench.predictions.values()))[positions]
+    behind = groups_behind(
+        Predictions(logits=logits, targets=targets, groups=tuple(groups)), job.spec
+    )
     reports = {
         runtime: compare_robustness(
             scores.get(f"baseline/{runtime}"),
@@ -62,6 +68,7 @@ def measure_robustness(
             groups=groups,
             spec=job.spec,
             margins=config.safety,
+            num_groups_behind=behind,
             seed=config.seed,
         ).to_json()
         for runtime, of_runtime in scores.items()

@@ -21,8 +21,10 @@ def task_fields(result: RunResult) -> Iterable[CardField]:
         for split, count in data["num_samples"].items()
     )
     counts = list(zip(data["class_names"], data["class_counts"], strict=True))
-    total = max(1, sum(count for _, count in counts))
-    shares = ", ".join(f"{name} {count:,} ({count / total:.1%})" for name, count in counts)
+    total = sum(count for _, count in counts)
+    if data["labels"] == "multilabel":  # one image may count for several classes
+        total = data["num_samples"]["train"]
+    shares = ", ".join(f"{name} {count:,} ({count / max(1, total):.1%})" for name, count in counts)
     kind = "pixels" if data["task"] == "segmentation" else "images"
     yield declared("Clinical task", f"{data['task']}, {data['labels']}")
     yield declared("Dataset", data["name"], data["origin"])

@@ -9,7 +9,6 @@ import argparse
 import csv
 import importlib
 import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
@@ -261,10 +260,11 @@ def print_table(
     lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Section] = ()
 ) -> None:
     """For the console; what all rows share stands once, above the table."""
-    from rich.console import Console
     from rich.table import Table
 
-    output = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
+    from medlite.report.terminal import console
+
+    output = console(FILE_WIDTH)
     shared = shared_words(lines)
     together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
     grid = Table(title=f"{len(lines)} results: {together}".rstrip(": "), title_justify="left")
@@ -283,7 +283,7 @@ def print_table(
     for section in sections:
         section.print_to(output)
     for text in broken:
-        output.print(f"not read: {text}", markup=False)
+        output.print(f"not read: {text}")
 
 
 def shared_words(lines: Sequence[Line]) -> dict[str, str]:

@@ -11,9 +11,12 @@ from medlite.report.lookup import Lookup, interval, quantity
 from medlite.report.result import RunResult
 
 
-def console() -> Console:
-    """The console; wide enough for whole tables where it is not a terminal but a file."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+def console(width: int = 120) -> Console:
+    """The console; wide enough for whole tables where it is not a terminal but a file.
+
+    Brackets are what they are: engines and paths have them, and would be taken for markup.
+    """
+    return Console(markup=False, width=None if sys.stdout.isatty() else width)
 
 
 def print_summary(result: RunResult, output: Console) -> None:
@@ -32,7 +35,7 @@ def print_summary(result: RunResult, output: Console) -> None:
             output.print(f"beside as much further training in float, {runtime}: {told}")
     for candidate, reason in result.failures.items():
         output.print(f"not measured: {candidate}: {reason}")
-    output.print(f"[bold]{result.verdict['summary']}[/bold]")
+    output.print(result.verdict["summary"], style="bold")
 
 
 def candidates_table(result: RunResult) -> Table:

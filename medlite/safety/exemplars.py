@@ -167,8 +167,9 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     product = norms[0] * norms[1]
     is_known = product > 0
     correlation = (centred[0] * centred[1]).sum(axis=1) / np.where(is_known, product, 1)
-    both_constant = (norms[0] == 0) & (norms[1] == 0)
-    return np.where(is_known, np.minimum(correlation, 1), both_constant.astype(float))
+    correlation = np.where(is_known, np.minimum(correlation, 1), 0)
+    # Equal ranks are told by themselves: their correlation may round to just below 1.
+    return np.where((ranks[0] == ranks[1]).all(axis=1), 1, correlation)
 
 
 def jensen_shannon(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -204,7 +204,11 @@ def _intervals(
         for (kind, name), is_in in members.items()
     }
     samples = bootstrap(statistics, num_groups=len(names), num_resamples=num_resamples, seed=seed)
-    return {key: percentile_interval(samples[f"{key[0]}:{key[1]}"]) for key in members}
+    return {
+        key: percentile_interval(samples[f"{key[0]}:{key[1]}"])
+        for key, is_in in members.items()
+        if len(set(index[is_in])) > 1  # one patient, resampled, varies in nothing
+    }
 
 
 def _group(

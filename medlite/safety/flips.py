@@ -27,7 +27,8 @@ class Flips:
     mended: int
     """wrong before, right after"""
     mcnemar_p: float | None
-    """of broken against mended; None for pixels, which are not independent"""
+    """of broken against mended; None for pixels, and where a patient has several images: neither
+    are independent"""
 
 
 def count_flips(baseline: Predictions, compressed: Predictions, spec: DataSpec) -> Flips:
@@ -41,11 +42,12 @@ def count_flips(baseline: Predictions, compressed: Predictions, spec: DataSpec) 
         was_right, is_right, is_same = (part.all(1) for part in (was_right, is_right, is_same))
     broken, mended = int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())
     is_image = spec.task == "classification"
+    are_independent = is_image and len(set(baseline.groups)) == len(baseline.groups)
     return Flips(
         unit="images" if is_image else "pixels",
         total=is_same.numel(),
         changed=int((~is_same).sum()),
         broken=broken,
         mended=mended,
-        mcnemar_p=mcnemar_p_value(broken, mended) if is_image else None,
+        mcnemar_p=mcnemar_p_value(broken, mended) if are_independent else None,
     )

@@ -11,18 +11,13 @@ import torch
 
 from medlite.metrics.paired_scores import paired_scores
 from medlite.metrics.statistics import GroupedScores, grouped_scores
+from medlite.metrics.task import primary_metric
 from medlite.safety.flips import Flips, count_flips
-from medlite.safety.judge import (
-    Question,
-    Resolution,
-    SafetyItem,
-    Verdict,
-    judge_family,
-    worst,
-)
+from medlite.safety.judge import Question, SafetyItem, Verdict, judge_family, worst
 from medlite.safety.operating_point import OperatingPoint, point_statistics, thresholds_of
 from medlite.safety.plan import PROPORTIONS, Check, check_margins, plan
 from medlite.safety.rare_classes import RareClass, by_prevalence
+from medlite.safety.resolution import Resolution, groups_behind_area, groups_behind_metric
 from medlite.safety.shown import (
     ClassIntervals,
     ShownLoss,
@@ -175,7 +170,8 @@ def finite_item(baseline: Predictions, compressed: Predictions) -> SafetyItem | 
         interval=None,
         margin=None,
         verdict="FAIL" if after else "INCONCLUSIVE",
-        note=f"outputs of {after} of {len(compressed.logits)} images are not finite",
+        note=f"outputs are not finite: of the compressed model for {after}, of the uncompressed "
+        f"one for {before} of {len(compressed.logits)} images",
     )
 
 
@@ -228,10 +224,18 @@ def judged_items(
 
 def resolution_of(check: Check, scores: GroupedScores, spec: DataSpec) -> Resolution:
     """How much the groups behind a score can tell."""
+    kind = f"{spec.group_kind}s"
+    if check.score == primary_metric(spec):
+        behind = groups_behind_metric(scores.counts, task=spec.task)
+        if behind < scores.num_groups:
+            kind += " behind the rarest class"
+        return Resolution(num_groups=behind, group_kind=kind, is_proportion=False)
     if check.position is None:
-        return Resolution(
-            num_groups=scores.num_groups, group_kind=f"{spec.group_kind}s", is_proportion=False
-        )
+        return Resolution(num_groups=scores.num_groups, group_kind=kind, is_proportion=False)
+    if check.family == "auc_drop":
+        behind = groups_behind_area(scores.counts, check.position)
+        kind += " on the smaller side of the curve"
+        return Resolution(num_groups=behind, group_kind=kind, is_proportion=False)
     is_about_others = check.score.startswith("specificity")
     num_groups = scores.num_groups_of_class[check.position]
     if is_about_others:
@@ -239,6 +243,6 @@ def resolution_of(check: Check, scores: GroupedScores, spec: DataSpec) -> Resolu
         num_groups = int((others > 0).sum())
     return Resolution(
         num_groups=num_groups,
-        group_kind=f"{spec.group_kind}s {'without' if is_about_others else 'with'} this class",
+        group_kind=f"{kind} {'without' if is_about_others else 'with'} this class",
         is_proportion=spec.task == "classification" and check.family in PROPORTIONS,
     )

@@ -3,7 +3,7 @@
 PASS when the whole 95 % interval of the loss lies below its margin, FAIL when it lies above,
 INCONCLUSIVE otherwise (Piaggio et al. 2012, "Reporting of noninferiority and equivalence
 randomized trials", JAMA 308). A bootstrap knows only the patients that it has, so it claims too
-much where they are few or agree: hence `Resolution`.
+much where they are few or agree: hence `medlite.safety.resolution`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
+from medlite.safety.resolution import ONE_SIDED_LEVEL, Resolution
 from medlite.safety.statistics import PairedLoss, holm
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-
-ONE_SIDED_LEVEL = 0.025
-MIN_GROUPS = 20
-"""percentile intervals of fewer groups are too narrow to pass anything"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,41 +38,6 @@ class SafetyItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolution:
-    """The least that so many groups can tell, whatever the bootstrap says.
-
-    num_groups: groups that the score rests on. group_kind: what they are, in words.
-    is_proportion: each group is a yes or no (found or missed). Then n groups without a loss
-    cannot rule out losses below 1 - 0.025^(1/n) (the exact binomial bound, "rule of three"),
-    and n losses out of n come by chance with margin^n. For other scores, fewer than
-    MIN_GROUPS groups never pass, and all of them fall to one side by chance with 0.5^n.
-    """
-
-    num_groups: int
-    group_kind: str
-    is_proportion: bool
-
-    def widen(self, interval: tuple[float, float]) -> tuple[float, float]:
-        """Raise an interval's end to the least loss that the groups can rule out."""
-        if not self.is_proportion:
-            return interval
-        return interval[0], max(interval[1], 1 - ONE_SIDED_LEVEL ** (1 / self.num_groups))
-
-    def groups_to_pass(self, margin: float) -> int:
-        """How many groups it takes before anything can pass."""
-        if not self.is_proportion:
-            return MIN_GROUPS
-        return math.ceil(math.log(ONE_SIDED_LEVEL) / math.log1p(-margin))
-
-    def p_value(self, paired: PairedLoss, margin: float) -> float:
-        """One-sided p value of "the loss is at most its margin"."""
-        known = paired.samples[np.isfinite(paired.samples)]
-        by_bootstrap = (1 + np.count_nonzero(known <= margin)) / (1 + len(known))
-        by_chance = (margin if self.is_proportion else 0.5) ** self.num_groups
-        return max(by_bootstrap, by_chance)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Question:
     """One thing to judge."""
 
@@ -90,23 +50,25 @@ class Question:
 def judge(question: Question, p_value: float) -> SafetyItem:
     """Decide one question; `p_value` is the (adjusted) one of the loss being within its margin."""
     paired, margin, resolution = question.paired, question.margin, question.resolution
-    bootstrapped = paired.interval
-    if bootstrapped is None or not math.isfinite(paired.loss):
+    if math.isfinite(paired.first) and not math.isfinite(paired.second):
+        return broken_item(question)
+    interval = resolution.interval_of(paired)
+    if interval is None or not math.isfinite(paired.loss):
         return undefined_item(question)
     item = SafetyItem(
         name=question.name,
         baseline=paired.first,
         compressed=paired.second,
         difference=paired.loss,
-        interval=resolution.widen(bootstrapped),
+        interval=interval,
         margin=margin,
         verdict="INCONCLUSIVE",
     )
     if p_value < ONE_SIDED_LEVEL:
         return replace(item, verdict="FAIL", note=f"worse by more than the margin of {margin:g}")
-    if bootstrapped[1] < margin and resolution.num_groups >= resolution.groups_to_pass(margin):
+    if interval[1] < margin and resolution.num_groups >= resolution.groups_to_pass(margin):
         return replace(item, verdict="PASS")
-    return replace(item, note=what_it_needs(question, bootstrapped))
+    return replace(item, note=what_it_needs(question, interval))
 
 
 def judge_family(questions: Sequence[Question]) -> list[SafetyItem]:
@@ -120,11 +82,26 @@ def judge_family(questions: Sequence[Question]) -> list[SafetyItem]:
     return [judge(*pair) for pair in zip(questions, p_values, strict=True)]
 
 
+def broken_item(question: Question) -> SafetyItem:
+    """A score that the uncompressed model has, and the compressed one, on the same images, not."""
+    return SafetyItem(
+        name=question.name,
+        baseline=question.paired.first,
+        compressed=None,
+        difference=None,
+        interval=None,
+        margin=question.margin,
+        verdict="FAIL",
+        note="the compressed model has no score: its outputs are not finite",
+    )
+
+
 def undefined_item(question: Question) -> SafetyItem:
     """A score that the split is too poor to have."""
     resolution = question.resolution
     found = f"{resolution.num_groups} {resolution.group_kind}"
     needed = resolution.groups_to_pass(question.margin)
+    how_many = f"; needs n >= {needed}" if resolution.num_groups < needed else ""
     return SafetyItem(
         name=question.name,
         baseline=None,
@@ -133,23 +110,17 @@ def undefined_item(question: Question) -> SafetyItem:
         interval=None,
         margin=question.margin,
         verdict="INCONCLUSIVE",
-        note=f"not defined on this split ({found}); needs n >= {needed}",
+        note=f"not defined on this split ({found}){how_many}",
     )
 
 
 def what_it_needs(question: Question, interval: tuple[float, float]) -> str:
-    """How many groups would settle the question if the loss stayed as it is.
-
-    The width of the bootstrap's interval shrinks with the root of n.
-    """
+    """How many groups would settle the question if the loss stayed as it is."""
     loss, margin, resolution = question.paired.loss, question.margin, question.resolution
     if loss == margin:
         return "the difference equals its margin"
-    nearer_end = interval[1] if loss < margin else interval[0]
-    growth = ((nearer_end - loss) / (margin - loss)) ** 2
-    needed = max(math.ceil(resolution.num_groups * growth), resolution.num_groups + 1)
-    if loss < margin:
-        needed = max(needed, resolution.groups_to_pass(margin))
+    needed = resolution.groups_to_settle(question.paired, interval, margin)
+    needed = max(needed, resolution.num_groups + 1)
     side = "to pass" if loss < margin else "to fail"
     return f"needs n >= {needed:,} {side}; has {resolution.num_groups:,} {resolution.group_kind}"
 

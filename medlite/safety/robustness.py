@@ -22,14 +22,18 @@ from medlite.errors import ConfigError, did_you_mean
 from medlite.metrics import counts
 from medlite.metrics.decisions import decisions
 from medlite.metrics.intervals import bootstrap, percentile_interval
+from medlite.metrics.paired_scores import group_of
 from medlite.metrics.statistics import auc_statistics, group_sums, pooled
 from medlite.metrics.task import count_formulas, primary_metric
 from medlite.safety.corruptions import CORRUPTIONS, SEVERITIES, suite_of
-from medlite.safety.judge import Question, Resolution, SafetyItem, Verdict, judge_family, worst
+from medlite.safety.judge import Question, SafetyItem, Verdict, judge_family, worst
+from medlite.safety.resolution import Resolution, groups_behind_metric
 from medlite.safety.statistics import PairedLoss
 from medlite.types import Measurement
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from medlite.metrics.intervals import Statistic
     from medlite.safety_settings import RobustnessSettings, SafetyMargins
     from medlite.types import DataSpec, Predictions
@@ -116,18 +120,25 @@ def task_statistic(predictions: Predictions, spec: DataSpec) -> Statistic:
     """The task metric by the weights of groups; NaN where an output is not finite."""
     if not np.isfinite(predictions.logits).all():
         return lambda weights: torch.full((len(weights),), torch.nan, dtype=torch.float64)
-    names, index = np.unique(np.asarray(predictions.groups), return_inverse=True)
-    group = torch.from_numpy(index.astype(np.int64))
     metric = primary_metric(spec)
     if metric == "auc":
-        return auc_statistics(predictions, spec, group)[metric]
+        return auc_statistics(predictions, spec, group_of(predictions))[metric]
+    return pooled(_counts_of_groups(predictions, spec), count_formulas(spec)[metric])
+
+
+def groups_behind(predictions: Predictions, spec: DataSpec) -> int:
+    """The fewest groups that one term of the task metric rests on, see `groups_behind_metric`."""
+    return groups_behind_metric(_counts_of_groups(predictions, spec), task=spec.task)
+
+
+def _counts_of_groups(predictions: Predictions, spec: DataSpec) -> Tensor:
     of_samples = counts.class_counts(
         decisions(torch.from_numpy(predictions.logits), spec.labels),
         torch.from_numpy(predictions.targets),
         labels=spec.labels,
         num_classes=len(spec.class_names),
     )
-    return pooled(group_sums(of_samples, group, len(names)), count_formulas(spec)[metric])
+    return group_sums(of_samples, group_of(predictions), len(set(predictions.groups)))
 
 
 def compare_robustness(
@@ -137,6 +148,7 @@ def compare_robustness(
     groups: Sequence[str],
     spec: DataSpec,
     margins: SafetyMargins,
+    num_groups_behind: int | None = None,
     seed: int = 0,
 ) -> RobustnessReport:
     """Compare both models' degradation under every condition, paired by patient.
@@ -152,6 +164,7 @@ def compare_robustness(
         groups: the patient of each image.
         spec: the dataset.
         margins: resamples and the margin.
+        num_groups_behind: the fewest groups that the metric rests on; None: all of them.
         seed: of the bootstrap.
     """
     num_groups = len(set(groups))
@@ -174,9 +187,9 @@ def compare_robustness(
         for side, of_side in sides.items()
     }
     rows = tuple(_row(condition, scores) for condition in compressed if condition != CLEAN)
-    resolution = Resolution(
-        num_groups=num_groups, group_kind=f"{spec.group_kind}s", is_proportion=False
-    )
+    behind = num_groups if num_groups_behind is None else num_groups_behind
+    kind = f"{spec.group_kind}s" + " behind the rarest class" * (behind < num_groups)
+    resolution = Resolution(num_groups=behind, group_kind=kind, is_proportion=False)
     items = tuple(_judge(scores, margins.metric_drop, resolution)) if baseline is not None else ()
     return RobustnessReport(
         metric=primary_metric(spec),

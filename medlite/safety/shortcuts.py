@@ -25,6 +25,7 @@ from medlite.metrics.decisions import decisions
 from medlite.metrics.intervals import bootstrap, percentile_interval
 from medlite.metrics.paired_scores import group_of
 from medlite.metrics.statistics import group_sums, pooled
+from medlite.safety.resolution import MIN_GROUPS
 from medlite.safety.robustness import known, task_statistic
 from medlite.types import Measurement
 
@@ -65,7 +66,7 @@ class ShortcutRow:
     limit: float | None
     """what a model without shortcuts has; None: a high score is no fault here"""
     is_suspect: bool
-    """the whole interval lies above the limit"""
+    """the whole interval lies above the limit, and enough patients say so"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,11 @@ def compare_shortcuts(
         group_kind=spec.group_kind,
         clean_baseline=known(before["clean"][0]) if before else None,
         clean_compressed=known(after["clean"][0]),
-        rows=tuple(_row(p, before.get(p), each, spec) for p, each in after.items() if p != "clean"),
+        rows=tuple(
+            _row(probe, before.get(probe), each, spec, num_groups)
+            for probe, each in after.items()
+            if probe != "clean"
+        ),
     )
 
 
@@ -212,10 +217,13 @@ def shortcut_measurements(runtime: str, report: Mapping[str, Any]) -> Iterator[M
         )
 
 
-def _row(probe: str, before: np.ndarray | None, after: np.ndarray, spec: DataSpec) -> ShortcutRow:
+def _row(
+    probe: str, before: np.ndarray | None, after: np.ndarray, spec: DataSpec, num_groups: int
+) -> ShortcutRow:
     interval = percentile_interval(after[1:])
     limit = MARKED_BY_CHANCE if spec.task == "segmentation" else CHANCE_AUC
     is_fault = probe != "border_hidden"
+    is_above = interval is not None and interval[0] > limit
     extra = None if before is None else after - before
     return ShortcutRow(
         probe=probe,
@@ -225,5 +233,5 @@ def _row(probe: str, before: np.ndarray | None, after: np.ndarray, spec: DataSpe
         difference=None if extra is None else known(extra[0]),
         difference_interval=None if extra is None else percentile_interval(extra[1:]),
         limit=limit if is_fault else None,
-        is_suspect=is_fault and interval is not None and interval[0] > limit,
+        is_suspect=is_fault and is_above and num_groups >= MIN_GROUPS,
     )

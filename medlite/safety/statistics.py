@@ -5,16 +5,19 @@ Shapes: G groups (patients), R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from scipy.stats import binom
 
-from medlite.metrics.intervals import Statistic, bootstrap, percentile_interval
+from medlite.metrics.intervals import CONFIDENCE, Statistic, bootstrap, percentile_interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +38,17 @@ class PairedLoss:
     def interval(self) -> tuple[float, float] | None:
         """95 % percentile interval of the loss."""
         return percentile_interval(self.samples)
+
+    def discordant(self, num_groups: int) -> tuple[float, float]:
+        """How many of the groups were lost, and gained, for the loss and its spread to be these.
+
+        Where each group is a yes or a no these are their numbers, but for the chance in the
+        resamples; where a group has several samples, groups that count in part add up to them.
+        """
+        known = self.samples[np.isfinite(self.samples)]
+        changed = num_groups * float(known.var()) + self.loss**2
+        changed = min(max(changed, abs(self.loss)), 1.0)
+        return num_groups * (changed + self.loss) / 2, num_groups * (changed - self.loss) / 2
 
 
 def paired_bootstrap(
@@ -76,6 +90,52 @@ def paired_bootstrap(
         )
         for name, loss in losses.items()
     }
+
+
+def tango_score(num_lost: float, num_gained: float, num_pairs: float, loss: float) -> float:
+    """How many standard errors the net loss of paired yes-or-no outcomes lies above `loss`.
+
+    Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", Statistics in Medicine 17: the variance is that of the likeliest rates
+    under which the true loss is `loss`, so it is right where few or none were lost.
+
+    Args:
+        num_lost: pairs of which only the first is a yes.
+        num_gained: pairs of which only the second is.
+        num_pairs: all of them.
+        loss: in (-1, 1).
+    """
+    net = num_lost - num_gained
+    linear = (2 * num_pairs - net) * loss - num_lost - num_gained
+    constant = -num_gained * loss * (1 - loss)
+    root = math.sqrt(max(linear**2 - 8 * num_pairs * constant, 0.0))
+    gain_rate = max((root - linear) / (4 * num_pairs), 0.0)
+    variance = num_pairs * (2 * gain_rate + loss * (1 - loss))
+    distance = net - num_pairs * loss
+    if distance == 0:
+        return 0.0
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+
+def tango_interval(
+    num_lost: float, num_gained: float, num_pairs: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """The losses that are less than a normal quantile away from what was seen, by `tango_score`."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    seen = (num_lost - num_gained) / num_pairs
+
+    def end(beyond: float) -> float:
+        if seen == beyond:
+            return beyond
+        return float(
+            brentq(
+                lambda loss: abs(tango_score(num_lost, num_gained, num_pairs, loss)) - z,
+                seen,
+                beyond * (1 - 1e-12),
+            )
+        )
+
+    return end(-1.0), end(1.0)
 
 
 def mcnemar_p_value(num_only_first_right: int, num_only_second_right: int) -> float:

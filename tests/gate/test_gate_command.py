@@ -53,6 +53,14 @@ def test_a_broken_class_ends_in_3_under_enforce_alone(files, capsys):
     assert "class_3" in shown.replace(" ", "_")
 
 
+def test_brackets_in_a_path_are_no_markup(files, tmp_path, capsys):
+    folder = tmp_path / "[old]" / "[" / "b]"
+    folder.mkdir(parents=True)
+    moved = shutil.copy(files["twin"], folder / "x.npz")
+    assert main([files["model"], str(moved), "--json", str(tmp_path / "gate.json")]) == 0
+    assert "[old]/[/b]/x.npz" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_overconfidence_is_enforced(files):
     assert main([files["model"], files["sure"], "--enforce"]) == 3
 
@@ -79,7 +87,10 @@ def test_what_is_not_settled_ends_in_0(tmp_path):
     report = json.loads((tmp_path / "gate.json").read_text())["report"]
     assert report["verdict"] == "INCONCLUSIVE"
     notes = {item["name"]: item["note"] for item in report["items"]}
-    assert notes["safety/metric_drop"] == "needs n >= 20 to pass; has 12 patients"
+    assert (
+        notes["safety/metric_drop"]
+        == "needs n >= 20 to pass; has 3 patients behind the rarest class"
+    )
 
 
 def test_json_and_page_hold_the_report_and_its_margins(files, tmp_path):

@@ -48,6 +48,15 @@ def softmax(logits):
     return odds / odds.sum(1, keepdims=True)
 
 
+@pytest.mark.parametrize(
+    "names", [("normal", "cancer"), ("a", "normal", "benign", "cancer"), ("a", "a", "b")]
+)
+def test_names_that_are_not_those_of_the_scores_are_refused(tmp_path, names):
+    path = write_npz(tmp_path / "a.npz", class_names=np.array(names))
+    with pytest.raises(RecordError, match="expected 3 different ones, for 3 scores a sample"):
+        load_file(path)
+
+
 def test_npz_and_csv_hold_the_same_predictions(tmp_path):
     from_npz = load_file(
         write_npz(tmp_path / "a.npz", class_names=np.array(["normal", "benign", "cancer"]))

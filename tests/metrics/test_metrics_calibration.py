@@ -87,6 +87,15 @@ def test_adaptive_error_equals_a_loop_over_equal_parts():
     assert adaptive_calibration_error(judged) == pytest.approx(np.mean(gaps))
 
 
+def test_the_order_of_equal_confidences_decides_nothing():
+    # Calibrated: of each of five confidences, that share is true.
+    confidence = torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9]).double().repeat_interleave(200)
+    outcome = torch.cat([torch.arange(200) < round(200 * c) for c in (0.5, 0.6, 0.7, 0.8, 0.9)])
+    for order in (torch.arange(1000), torch.randperm(1000), torch.argsort(outcome.int())):
+        judged = Confidences(confidence[order].view(-1, 1, 1), outcome[order].view(-1, 1, 1))
+        assert adaptive_calibration_error(judged) < 1e-6
+
+
 def test_adaptive_error_sees_what_equal_widths_average_away():
     confidence = torch.tensor([0.50, 0.51, 0.52, 0.53]).double().view(4, 1, 1)
     outcome = torch.tensor([True, True, False, False]).view(4, 1, 1)

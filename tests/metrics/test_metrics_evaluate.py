@@ -83,6 +83,13 @@ def test_a_class_that_does_not_occur_is_unavailable_with_its_reason():
     assert rows["test/auc"].source == "measured"
 
 
+def test_one_patient_has_no_interval():
+    spec = make_spec("segmentation", "binary", 2)
+    rows = by_name(evaluate(make_predictions(spec, 4, num_groups=1), spec, prefix="test"))
+    assert rows["test/dice"].spread is None
+    assert rows["test/dice"].note == f"no interval: it rests on one {spec.group_kind}"
+
+
 def test_outputs_that_are_not_finite_make_the_scores_unavailable():
     spec = make_spec("segmentation", "binary", 2)
     predictions = make_predictions(spec)

@@ -11,8 +11,10 @@ from fake_run import make_run
 
 from medlite.errors import RecordError
 from medlite.report import environment
+from medlite.report.card_categories import task_fields
 from medlite.report.redact import redact_paths
 from medlite.report.result import SCHEMA_PATH, RunResult, read_result, write_result
+from medlite.report.terminal import console, print_summary
 from medlite.types import Measurement
 
 SCHEMA = json.loads(SCHEMA_PATH.read_text())
@@ -202,6 +204,24 @@ def test_the_commit_and_uncommitted_changes_are_seen(tmp_path):
     assert not state["is_dirty"]
     (tmp_path / "file").write_text("two")
     assert environment.git_state(tmp_path)["is_dirty"]
+
+
+def test_the_shares_of_labels_that_exclude_nothing_are_those_of_the_images(tmp_path):
+    result = make_run(tmp_path, task="classification")
+    names, train = result.dataset["class_names"], result.dataset["num_samples"]["train"]
+    changed = {"labels": "multilabel", "class_counts": [train // 2] * len(names)}
+    dataset = {**result.dataset, **changed}
+    fields = {
+        field.label: field for field in task_fields(dataclasses.replace(result, dataset=dataset))
+    }
+    assert fields["Class imbalance"].value.count("(50.0%)") == len(names)
+
+
+def test_brackets_in_a_message_are_no_markup(tmp_path, capsys):
+    result = make_run(tmp_path)
+    failed = dataclasses.replace(result, failures={"onnxruntime": "cannot open [/home/model]"})
+    print_summary(failed, console())
+    assert "cannot open [/home/model]" in capsys.readouterr().out
 
 
 def test_the_fake_run_of_these_tests_has_no_two_measurements_of_one_name(tmp_path):

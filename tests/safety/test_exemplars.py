@@ -140,6 +140,12 @@ def test_identical_models_have_no_exemplars():
     assert (report.exemplars, report.classes) == ((), ())
 
 
+@pytest.mark.parametrize("num_classes", [9, 18, 19, 32])
+def test_equal_ranks_agree_to_the_last_bit(num_classes):
+    scores = np.random.default_rng(0).normal(size=(50, num_classes))
+    assert (rank_correlation(scores, 2 * scores) == 1).all()
+
+
 def test_outputs_that_are_not_finite_have_no_exemplars():
     predictions = make_many()
     broken = replace(predictions, logits=np.full_like(predictions.logits, np.nan))

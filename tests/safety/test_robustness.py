@@ -162,6 +162,24 @@ def test_outputs_that_are_not_finite_pass_nothing():
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_a_model_that_breaks_off_under_one_corruption_fails_there():
+    def breaks_in_noise(images):
+        said, tolerated = careful(images), bad_in_noise(images)
+        return said if (said == tolerated).all() else np.full_like(said, np.nan)
+
+    report = compare(careful, breaks_in_noise)
+    found = verdicts(report)
+    assert found["gaussian_noise"] == "FAIL"
+    assert found["clean"] == "PASS"
+
+
+def test_a_score_is_as_sure_as_the_rarest_class_behind_it():
+    report = compare(careful, careful, num_groups_behind=7)
+    assert set(verdicts(report).values()) == {"INCONCLUSIVE"}
+    note = "needs n >= 20 to pass; has 7 patients behind the rarest class"
+    assert report.items[0].note == note
+
+
 def test_few_patients_pass_nothing():
     groups = tuple(f"p{i % 9}" for i in range(40))
 

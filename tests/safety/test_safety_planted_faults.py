@@ -58,8 +58,11 @@ def test_twelve_patients_are_inconclusive_and_told_how_many_it_takes():
     items = items_of(report)
     assert report.num_groups == 12
     assert {item.verdict for item in report.items} == {"INCONCLUSIVE"}
-    assert items["safety/metric_drop"].note == "needs n >= 20 to pass; has 12 patients"
-    note = "needs n >= 72 to pass; has 3 patients with this class"
+    assert (
+        items["safety/metric_drop"].note
+        == "needs n >= 20 to pass; has 3 patients behind the rarest class"
+    )
+    note = "needs n >= 73 to pass; has 3 patients with this class"
     assert items["safety/sensitivity_drop/class_0"].note == note
 
 

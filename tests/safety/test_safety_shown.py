@@ -80,7 +80,7 @@ def test_a_specificity_rests_on_the_patients_without_the_class():
     spec, margins = make_spec(), replace(MARGINS, specificity_drop=0.05)
     report = compare_models(predictions, slightly_changed(predictions), spec, margins)
     item = items_of(report)["safety/specificity_drop/class_1"]
-    assert item.note == "needs n >= 72 to pass; has 4 patients without this class"
+    assert item.note == "needs n >= 73 to pass; has 4 patients without this class"
 
 
 def test_areas_of_single_images_have_a_p_value_corrected_over_classes():
