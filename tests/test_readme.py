@@ -50,24 +50,41 @@ def test_every_option_is_named():
         assert all(f"`{name}`" in row for name in names), group
 
 
-def test_the_model_of_two_files_trains(tmp_path):
+@pytest.fixture
+def two_files(tmp_path):
+    """A folder with README's model and its options."""
     python = re.search(r"```python\n# my_package/tiny.py\n(.*?)```", README, re.DOTALL).group(1)
     yaml = re.search(r"```yaml\n# my_conf/model/tiny.yaml\n(.*?)```", README, re.DOTALL).group(1)
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "tiny.py").write_text(python)
     (tmp_path / "my_conf" / "model").mkdir(parents=True)
     (tmp_path / "my_conf" / "model" / "tiny.yaml").write_text(yaml)
+    return tmp_path
+
+
+def run_medlite(folder, words):
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-m", "medlite", *words], cwd=folder, capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def test_the_model_of_two_files_trains(two_files):
     words = (
         "--config-dir", "my_conf", "model=tiny", "dataset=phantom", "train.epochs=1",
         "stages=[train]", "compression=none", "logger=none",
     )  # fmt: skip
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-m", "medlite", *words], cwd=tmp_path, capture_output=True, text=True,
-        check=False, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    done = run_medlite(two_files, words)
     assert done.returncode == 0, done.stderr[-800:]
-    assert list(tmp_path.glob("outputs/store/phantom-tiny-*/weights.pt"))
+    assert list(two_files.glob("outputs/store/phantom-tiny-*/weights.pt"))
+
+
+def test_the_command_for_the_model_of_two_files_can_be_planned(two_files):
+    (command,) = re.findall(r"`python -m medlite (--config-dir my_conf [^`]*)`", README)
+    done = run_medlite(two_files, [*command.split(), "stages=[]"])
+    assert done.returncode == 0, done.stdout[-800:]
+    assert "qat" in done.stdout
 
 
 def test_make_help_lists_every_target():
