@@ -13,7 +13,7 @@ from medlite.data.image_io import IMAGE_SUFFIXES
 from medlite.errors import ConfigError, DataError, did_you_mean
 from medlite.types import Split
 
-_SPLIT_NAMES: dict[str, Split] = {
+SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -22,6 +22,7 @@ _SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+"""what people call the splits, in lower case, in folders and in csv cells"""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ def read_csv(
             problems.append(BadFile(images_folder / name, f"{what} (line {number}, {path.name})"))
         elif found[0] in rows:
             problems.append(BadFile(found[0], f"named a second time (line {number}, {path.name})"))
-        elif split and split not in _SPLIT_NAMES:
+        elif split and split not in SPLIT_NAMES:
             reason = f"split '{split}' is not train, val or test (line {number}, {path.name})"
             problems.append(BadFile(found[0], reason))
         else:
             rows[found[0]] = CsvRow(
                 label=cells.get(columns.label or ""),
                 group=cells.get(columns.group or "group") or None,
-                split=_SPLIT_NAMES.get(split),
+                split=SPLIT_NAMES.get(split),
                 source=cells.get(columns.source or "source") or None,
             )
     return rows, problems

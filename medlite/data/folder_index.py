@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medlite.data.folder_csv import CsvColumns, images_below, read_csv
+from medlite.data.folder_csv import SPLIT_NAMES, CsvColumns, images_below, read_csv
 from medlite.data.image_data import SPLITS, BadFile
 from medlite.errors import DataError
 from medlite.types import Split
@@ -41,14 +41,40 @@ class Index:
 
 
 def index_class_folders(root: Path) -> Index:
-    """Classification by folders: `<class>/...` or `{train,val,test}/<class>/...`."""
+    """Classification by folders: `<class>/...` or `{train,val,test}/<class>/...`.
+
+    Raises:
+        DataError: the sub-folders are plainly something else than classes.
+    """
+    class_folders = [
+        (split, class_folder)
+        for split, folder in _split_folders(root)
+        for class_folder in _sub_folders(folder)
+    ]
+    _check_class_names(root, {folder.name for _, folder in class_folders})
     entries = [
         Entry(image, label=class_folder.name, split=split)
-        for split, folder in _split_folders(root)
-        for class_folder in sorted(path for path in folder.iterdir() if path.is_dir())
+        for split, class_folder in class_folders
         for image in images_below(class_folder)
     ]
     return Index(entries, [])
+
+
+def _check_class_names(root: Path, names: set[str]) -> None:
+    lower = {name.lower() for name in names}
+    if lower == {"images", "masks"}:
+        message = (
+            f"dataset.root: {root} holds {' and '.join(sorted(names))}, which are no classes; "
+            "set dataset.task=segmentation"
+        )
+        raise DataError(message)
+    if lower & SPLIT_NAMES.keys():
+        message = (
+            f"dataset.root: {root} has the sub-folders {', '.join(sorted(names))}, of which some "
+            "are named like splits, not classes; put the classes into train/, val/ and test/, or "
+            "rename them"
+        )
+        raise DataError(message)
 
 
 def index_class_csv(root: Path, csv: Path, columns: CsvColumns) -> Index:
@@ -100,13 +126,21 @@ def _images_folder(root: Path) -> Path:
 
 
 def _split_folders(root: Path) -> Iterator[tuple[Split | None, Path]]:
-    """(split, folder) of `train/` and its siblings, or (None, root) where there is no `train/`."""
-    if not (root / "train").is_dir():
+    """(split, folder) of `train/` and its siblings, or (None, root) where there is no `train/`.
+
+    They may have any name of `SPLIT_NAMES`, such as `Training/`.
+    """
+    folders = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in _sub_folders(root)}
+    if "train" not in folders.values():
         yield None, root
         return
     for name in SPLITS:
-        if (root / name).is_dir():
-            yield name, root / name
+        yield from ((name, folder) for folder, split in folders.items() if split == name)
+
+
+def _sub_folders(folder: Path) -> list[Path]:
+    """Sorted; hidden ones are left out."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

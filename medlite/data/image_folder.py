@@ -3,6 +3,7 @@
 Classification: `root/<class>/...`, or `root/{train,val,test}/<class>/...`, or a csv that names
 each image and its label. Segmentation: `root/images/` and `root/masks/` with the same file
 names (suffix aside), or both in `root/{train,val,test}/`; a csv may add groups and splits.
+Folders of splits may also be called `Training`, `valid`, `validation`, `Testing` and the like.
 
 Splits that are not given are made, whole groups together, stratified by label (for masks by the
 rarest class in them).

@@ -4,60 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folder_files import (
+    classes_of,
+    csv_of,
+    load,
+    segmentation,
+    write_classes,
+    write_image,
+    write_mask,
+    write_pairs,
+)
 from PIL import Image
 
 from medlite.data import folder_check
 from medlite.data.image_data import SPLITS
-from medlite.data.image_folder import image_folder
 from medlite.data.module import ImageDataModule
 from medlite.errors import ConfigError, DataError
 
 needs_data = pytest.mark.skipif(
     "MEDLITE_DATA" not in os.environ, reason="MEDLITE_DATA names no folder of real data"
 )
-
-
-def write_image(path, seed=0, size=(12, 10)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, np.uint8)).save(path)
-
-
-def write_mask(path, size=(12, 10), value=255):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = np.zeros(size, np.uint8)
-    mask[3:9, 2:8] = value
-    Image.fromarray(mask).save(path)
-
-
-def write_classes(root, **num_by_class):
-    for seed, (name, num) in enumerate(num_by_class.items()):
-        for i in range(num):
-            write_image(root / name / f"{i:03d}.png", seed=1000 * seed + i)
-
-
-def write_pairs(root, num=20, **mask):
-    for i in range(num):
-        write_image(root / "images" / f"{i:03d}.png", seed=i)
-        write_mask(root / "masks" / f"{i:03d}.png", **mask)
-
-
-def load(root, **options):
-    return image_folder(root=root, **({"image_size": (8, 8), "in_channels": 1} | options))
-
-
-def segmentation(root, **options):
-    return load(root, task="segmentation", **options)
-
-
-def classes_of(data):
-    """Class name of each image, by file name."""
-    return {
-        group: data.spec.class_names[int(target)]
-        for name in SPLITS
-        for group, target in zip(
-            data.split(name).groups, data.split(name).samples.targets, strict=True
-        )
-    }
 
 
 @pytest.mark.parametrize("options", [{}, {"source_column": "site"}])
@@ -78,28 +44,6 @@ def test_without_sources_there_are_none(tmp_path):
     assert load(tmp_path).test.sources is None
 
 
-def test_sub_folders_are_classes(tmp_path):
-    write_classes(tmp_path, ill=20, well=30)
-    data = load(tmp_path)
-    assert data.spec.class_names == ("ill", "well")
-    assert data.spec.labels == "multiclass"
-    assert data.spec.num_classes == 2
-    assert data.spec.class_counts == (14, 21)
-    assert data.spec.num_samples == {"train": 35, "val": 5, "test": 10}
-    assert data.spec.group_kind == "image"
-    assert all(path.startswith(name) for path, name in classes_of(data).items())
-
-
-def test_split_folders_are_kept(tmp_path):
-    for split, num in (("train", 6), ("val", 2), ("test", 4)):
-        for i, name in enumerate(("a", "b")):
-            for j in range(num):
-                write_image(tmp_path / split / name / f"{j}.jpg", seed=100 * i + j + num * 1000)
-    data = load(tmp_path)
-    assert data.spec.num_samples == {"train": 12, "val": 4, "test": 8}
-    assert all(group.startswith("test/") for group in data.test.groups)
-
-
 def test_class_names_rename_merge_and_order(tmp_path):
     write_classes(tmp_path, a=12, b=12, c=12)
     data = load(tmp_path, class_names={"c": "ill", "a": "well", "b": "ill"})
@@ -110,12 +54,6 @@ def test_class_names_rename_merge_and_order(tmp_path):
 def test_numbers_as_labels_are_sorted_by_size(tmp_path):
     write_classes(tmp_path, **{"10": 5, "9": 5, "1": 5})
     assert load(tmp_path).spec.class_names == ("1", "9", "10")
-
-
-def csv_of(tmp_path, header, rows):
-    path = tmp_path / "labels.csv"
-    path.write_text("\n".join([header, *rows]))
-    return "labels.csv"
 
 
 def test_csv_gives_labels_groups_and_splits(tmp_path):
@@ -284,13 +222,6 @@ def test_a_csv_names_images_of_split_folders_by_their_path(tmp_path):
     assert data.spec.num_groups == {"train": 1, "val": 1, "test": 1}
 
 
-def test_hidden_files_and_folders_are_no_samples(tmp_path):
-    write_classes(tmp_path, a=12, b=12)
-    write_image(tmp_path / "a" / ".checkpoints" / "1.png")
-    write_image(tmp_path / "a" / "._2.png")
-    assert sum(load(tmp_path).spec.num_samples.values()) == 24
-
-
 def test_a_row_is_needed_for_every_mask(tmp_path):
     write_pairs(tmp_path, num=4)
     csv = csv_of(tmp_path, "path,group", [f"{i:03d},p{i}" for i in range(3)])
@@ -407,31 +338,6 @@ def test_wrong_arguments_are_named(tmp_path, options, text):
     write_classes(tmp_path, a=3, b=3)
     with pytest.raises(ConfigError, match=text):
         load(tmp_path, **options)
-
-
-def test_a_missing_root_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"dataset.root: .*nowhere is not a folder"):
-        load(tmp_path / "nowhere")
-
-
-def test_missing_mask_folder_is_named(tmp_path):
-    write_image(tmp_path / "images" / "1.png")
-    with pytest.raises(DataError, match=r"masks does not exist; segmentation needs"):
-        segmentation(tmp_path)
-
-
-def test_two_images_for_one_mask_are_refused(tmp_path):
-    write_pairs(tmp_path, num=3)
-    write_image(tmp_path / "images" / "001.jpg")
-    with pytest.raises(DataError, match="differ in their suffix alone"):
-        segmentation(tmp_path)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    with pytest.raises(DataError, match="0 images of 0 groups leave nothing"):
-        segmentation(tmp_path)
 
 
 WBC_CLASSES = {1: "neutrophil", 2: "lymphocyte", 3: "monocyte", 4: "eosinophil", 5: "basophil"}

@@ -1,0 +1,96 @@
+"""Which folders are samples, classes and splits."""
+
+import pytest
+from folder_files import classes_of, load, segmentation, write_classes, write_image, write_pairs
+
+from medlite.errors import DataError
+
+
+def test_sub_folders_are_classes(tmp_path):
+    write_classes(tmp_path, ill=20, well=30)
+    data = load(tmp_path)
+    assert data.spec.class_names == ("ill", "well")
+    assert data.spec.labels == "multiclass"
+    assert data.spec.num_classes == 2
+    assert data.spec.class_counts == (14, 21)
+    assert data.spec.num_samples == {"train": 35, "val": 5, "test": 10}
+    assert data.spec.group_kind == "image"
+    assert all(path.startswith(name) for path, name in classes_of(data).items())
+
+
+def test_split_folders_are_kept(tmp_path):
+    for split, num in (("train", 6), ("val", 2), ("test", 4)):
+        for i, name in enumerate(("a", "b")):
+            for j in range(num):
+                write_image(tmp_path / split / name / f"{j}.jpg", seed=100 * i + j + num * 1000)
+    data = load(tmp_path)
+    assert data.spec.num_samples == {"train": 12, "val": 4, "test": 8}
+    assert all(group.startswith("test/") for group in data.test.groups)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("Training", "valid", "Testing"), ("Train", "Validation", "TEST")],
+)
+def test_split_folders_may_have_other_names(tmp_path, folders):
+    for seed, (split, num) in enumerate(zip(folders, (6, 2, 4), strict=True)):
+        for name in ("a", "b"):
+            for j in range(num):
+                write_image(tmp_path / split / name / f"{j}.png", seed=[seed, ord(name), j])
+    data = load(tmp_path)
+    assert data.spec.class_names == ("a", "b")
+    assert data.spec.num_samples == {"train": 12, "val": 4, "test": 8}
+    assert all(group.startswith(folders[1]) for group in data.val.groups)
+
+
+def test_masks_may_lie_in_split_folders_of_other_names(tmp_path):
+    for split in ("Training", "valid", "Testing"):
+        write_pairs(tmp_path / split, num=2)
+    assert segmentation(tmp_path).spec.num_samples == {"train": 2, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize("names", [("Testing", "valid"), ("ill", "well", "test")])
+def test_split_folders_are_never_classes(tmp_path, names):
+    write_classes(tmp_path, **dict.fromkeys(names, 12))
+    with pytest.raises(DataError, match="some are named like splits, not classes; put the classes"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_images_and_masks_are_never_classes(tmp_path, folder):
+    write_pairs(tmp_path / folder)
+    with pytest.raises(DataError, match=r"images and masks, .* set dataset.task=segmentation"):
+        load(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_samples(tmp_path):
+    write_classes(tmp_path, a=12, b=12)
+    write_image(tmp_path / "a" / ".checkpoints" / "1.png")
+    write_image(tmp_path / "a" / "._2.png")
+    write_image(tmp_path / ".thumbnails" / "1.png")
+    assert sum(load(tmp_path).spec.num_samples.values()) == 24
+
+
+def test_a_missing_root_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"dataset.root: .*nowhere is not a folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_missing_mask_folder_is_named(tmp_path):
+    write_image(tmp_path / "images" / "1.png")
+    with pytest.raises(DataError, match=r"masks does not exist; segmentation needs"):
+        segmentation(tmp_path)
+
+
+def test_two_images_for_one_mask_are_refused(tmp_path):
+    write_pairs(tmp_path, num=3)
+    write_image(tmp_path / "images" / "001.jpg")
+    with pytest.raises(DataError, match="differ in their suffix alone"):
+        segmentation(tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match="0 images of 0 groups leave nothing"):
+        segmentation(tmp_path)
