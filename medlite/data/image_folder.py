@@ -81,7 +81,7 @@ def image_folder(
         class_names: label to class name, in order; None: the sorted labels.
         mask_classes: mask value to class name, the background first, see `name_mask_values`.
         intensity_range: values that become -1 and 1, such as [0, 4095] for 12 bits in a 16-bit
-            file; needed for float files. None: the type's whole range.
+            file; needed for signed, 32-bit and float files. None: the type's whole range.
         modality: "ct", "mr", "microscopy" ...; decides the augmentation.
         group_kind: what the csv's groups are, such as "patient"; "image" where it has none.
         spacing_mm: of the pixels after resizing, where it is known.

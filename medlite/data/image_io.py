@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 
@@ -20,11 +21,13 @@ UNREADABLE = (
 """what the libraries raise for files that are corrupt, truncated or of another kind"""
 
 _COLOUR_MODES = {"P": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "LA": "L", "1": "L"}
+_BITS_TAG, _PHOTOMETRIC_TAG, _PLANES_TAG, _FORMAT_TAG = 258, 262, 284, 339  # TIFF 6.0
+_WHITE_IS_ZERO, _SEPARATE, _LETTERS = 0, 2, {1: "u", 2: "i"}  # their values
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W) or (H, W, 3) as stored, 8 or 16-bit or float; transparency is dropped.
+    """(H, W) or (H, W, 3) as stored, integers or float; transparency is dropped.
 
     Raises:
         ValueError: not one grey or RGB image.
@@ -55,30 +58,52 @@ def read_mask(path: Path) -> np.ndarray:
 
 def _read_with_pillow(path: Path, modes: Mapping[str, str]) -> np.ndarray:
     with Image.open(path) as file:
-        num_pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
+        num_pages = file.n_frames if isinstance(file, TiffImageFile) else 1
         if num_pages > 1:
             message = f"it holds {num_pages} pages, one is expected"
             raise ValueError(message)
+        if isinstance(file, TiffImageFile):
+            return _read_tiff(path, file, modes)
         if file.mode.startswith("RGB") and ";16" in str(file.tile):
-            return _read_deep_colours(path)
-        return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file)
+            message = (
+                "it has 16 bits for each colour, which only TIFF files may have; save it as TIFF"
+            )
+            raise ValueError(message)
+        return _as_array(file, modes)
 
 
-def _read_deep_colours(path: Path) -> np.ndarray:
-    """(H, W, 3) uint16, of which Pillow would keep the upper 8 bits."""
-    if path.suffix.lower() not in {".tif", ".tiff"}:
-        message = "it has 16 bits for each colour, which only TIFF files may have; save it as TIFF"
+def _as_array(file: Image.Image, modes: Mapping[str, str]) -> np.ndarray:
+    return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file)
+
+
+def _read_tiff(path: Path, file: TiffImageFile, modes: Mapping[str, str]) -> np.ndarray:
+    """The values and the type that the file's tags tell, where Pillow passes over them."""
+    num_bits = max(file.tag_v2.get(_BITS_TAG, (1,)))
+    if num_bits > 8 and file.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+        message = f"it has {num_bits} bits with 0 for white; save it with 0 for black"
         raise ValueError(message)
-    return tifffile.imread(path)[..., :3]
+    if num_bits > 8 and file.mode.startswith("RGB"):
+        return _read_deep_colours(path, file.tag_v2.get(_PLANES_TAG) == _SEPARATE)
+    array = _as_array(file, modes)
+    letter = _LETTERS.get(file.tag_v2.get(_FORMAT_TAG, (1,))[0])
+    if file.mode in ("L", "I") and letter and num_bits in (8, 16, 32):
+        return array.astype(f"{letter}{num_bits // 8}")
+    return array
+
+
+def _read_deep_colours(path: Path, has_planes: bool) -> np.ndarray:
+    """(H, W, 3) uint16, of which Pillow would keep the upper 8 bits."""
+    colours = tifffile.imread(path)
+    return (np.moveaxis(colours, 0, -1) if has_planes else colours)[..., :3]
 
 
 def value_range(dtype: np.dtype) -> tuple[float, float]:
-    """What becomes [-1, 1] by default: the whole range of an integer type.
+    """What becomes [-1, 1] by default: the whole range of an unsigned type of 8 or 16 bits.
 
     Raises:
-        ValueError: a float type has no range of its own.
+        ValueError: other types hold units such as HU, far from filling the type's range.
     """
-    if not np.issubdtype(dtype, np.integer):
+    if dtype.kind != "u" or dtype.itemsize > 2:
         message = f"{dtype} values have no natural range; set dataset.intensity_range=[low,high]"
         raise ValueError(message)
     return 0.0, float(np.iinfo(dtype).max)
@@ -95,7 +120,13 @@ def prepare_image(
 
     Colours become grey by luminance and grey is repeated, as `in_channels` asks. Resizing is
     bilinear over the whole area that an output pixel covers, so that shrinking does not alias.
+
+    Raises:
+        ValueError: values without a range, or that are not finite.
     """
+    if not np.isfinite(image).all():
+        message = f"{np.sum(~np.isfinite(image))} of its values are NaN or infinite"
+        raise ValueError(message)
     low, high = intensity_range or value_range(image.dtype)
     scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1) * 2 - 1
     if scaled.ndim == 3 and in_channels == 1:

@@ -38,6 +38,35 @@ def test_tiffs_with_16_bit_colours_keep_their_depth(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), deep_colour)
 
 
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("num_planes", [3, 4])
+def test_tiffs_with_16_bit_colours_in_planes_keep_them(tmp_path, options, num_planes):
+    planes = np.stack([DEEP, DEEP[::-1], 65535 - DEEP, DEEP])[:num_planes]
+    tifffile.imwrite(
+        tmp_path / "image.tif", planes, photometric="rgb", planarconfig="separate", **options
+    )
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "image.tif"), np.moveaxis(planes[:3], 0, -1)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint32])
+def test_tiffs_of_other_integers_keep_their_values_and_type(tmp_path, dtype):
+    limits = np.iinfo(dtype)
+    values = np.linspace(limits.min, limits.max, 48).reshape(6, 8).astype(dtype)
+    tifffile.imwrite(tmp_path / "image.tif", values)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), values)
+    assert read_image(tmp_path / "image.tif").dtype == dtype
+
+
+def test_deep_tiffs_with_0_for_white_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", DEEP, photometric="miniswhite")
+    with pytest.raises(ValueError, match="16 bits with 0 for white; save it with 0 for black"):
+        read_image(tmp_path / "image.tif")
+    tifffile.imwrite(tmp_path / "image.tif", GREY, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), 255 - GREY)
+
+
 def test_pngs_with_16_bit_colours_are_refused(tmp_path):
     path = tmp_path / "image.png"
     rows = b"".join(b"\0" + bytes(6 * 4) for _ in range(4))
@@ -114,11 +143,20 @@ def test_a_given_range_is_stretched_and_clipped():
     np.testing.assert_allclose(result, [[[-1, 0, 1, 1]]], atol=1e-3)
 
 
-def test_float_values_need_a_range():
-    image = np.zeros((4, 4), np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.int16, np.int32, np.uint32])
+def test_values_of_other_types_need_a_range(dtype):
+    image = np.zeros((4, 4), dtype)
     with pytest.raises(ValueError, match=r"set dataset.intensity_range=\[low,high\]"):
         prepared(image)
     assert prepared(image, size=(4, 4), limits=(-1, 1)).max() == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    image = np.zeros((4, 4), np.float32)
+    image[1, 2] = value
+    with pytest.raises(ValueError, match="1 of its values are NaN or infinite"):
+        prepared(image, limits=(-1, 1))
 
 
 def test_grey_is_repeated_and_colours_are_weighed():
