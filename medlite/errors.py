@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_UNSAFE = 3
 """how a command ends where the safety gate says FAIL and is enforced, and only there"""
@@ -28,7 +28,21 @@ class DataError(MedliteError):
 
 
 class ShapeError(MedliteError):
-    """An input size that a model cannot take, with one that it can."""
+    """An input size that a model cannot take, with one that it can.
+
+    Args:
+        problem: what was given, and what the model needs.
+        size: (H, W[, D]) that would do; None where it is not the size that is wrong.
+        divisor: of the sides of whatever else would do.
+    """
+
+    def __init__(
+        self, problem: str, *, size: Sequence[int] | None = None, divisor: int = 1
+    ) -> None:
+        self.problem = problem
+        self.size = None if size is None else tuple(size)
+        self.divisor = divisor
+        super().__init__(problem if size is None else f"{problem}; set {_image_size(size)}")
 
 
 class MissingDependency(MedliteError):  # noqa: N818 - reads as what it is
@@ -49,6 +63,13 @@ class BenchmarkError(MedliteError):
 
 class RecordError(MedliteError):
     """A run directory or result file that cannot be used."""
+
+
+def _image_size(size: Sequence[int]) -> str:
+    """The override that asks for `size`; a number alone means a square."""
+    if len(size) == 2 and size[0] == size[1]:
+        return f"dataset.image_size={size[0]}"
+    return f"'dataset.image_size=[{','.join(map(str, size))}]'"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -43,7 +43,8 @@ class Preparation:
     def __post_init__(self) -> None:
         problems = []
         if len(self.image_size) != 2 or min(self.image_size) < 1:
-            problems.append(f"dataset.image_size: {list(self.image_size)} is not [height, width]")
+            size = list(self.image_size)
+            problems.append(f"dataset.image_size: {size} is not [height, width] or one side")
         if self.in_channels not in (1, 3):
             problems.append(f"dataset.in_channels: {self.in_channels} is not 1 (grey) or 3 (RGB)")
         limits = self.intensity_range

@@ -12,9 +12,29 @@ from typing import Protocol
 
 import numpy as np
 
+from medlite.errors import ConfigError
 from medlite.types import DataSpec, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def sides_of(image_size: int | Sequence[int]) -> tuple[int, ...]:
+    """The sides that `dataset.image_size` asks for; a number alone means a square.
+
+    Raises:
+        ConfigError: neither a whole number nor a list of them.
+
+    >>> sides_of(64)
+    (64, 64)
+    """
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if not all(isinstance(side, int) for side in sides):
+        problem = (
+            f"dataset.image_size: {image_size!r} is not a whole number or a list of them, such as "
+            "64 or [64,48]"
+        )
+        raise ConfigError([problem])
+    return sides
 
 
 class Samples(Protocol):
@@ -119,6 +139,8 @@ class ImageData:
     val: ImageSplit
     test: ImageSplit
     skipped: tuple[BadFile, ...] = ()
+    sides: tuple[int, ...] = ()
+    """of the squares or cubes that its source has, where there is a choice of some"""
 
     def split(self, name: Split) -> ImageSplit:
         """The split of that name."""

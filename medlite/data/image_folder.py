@@ -29,7 +29,7 @@ from medlite.data.folder_index import (
     index_class_folders,
     index_mask_folders,
 )
-from medlite.data.image_data import BadFile, ImageData, ImageSplit
+from medlite.data.image_data import SPLITS, BadFile, ImageData, ImageSplit, sides_of
 from medlite.data.splits import SplitRatios, complete_splits, counts_by_split, warn_of_leaks
 from medlite.errors import ConfigError, DataError
 from medlite.types import DataSpec, Split, Task
@@ -43,7 +43,7 @@ def image_folder(
     *,
     root: str | Path,
     task: Task = "classification",
-    image_size: Sequence[int] = (224, 224),
+    image_size: int | Sequence[int] = (224, 224),
     in_channels: int = 3,
     csv: str | Path | None = None,
     path_column: str = "path",
@@ -70,7 +70,7 @@ def image_folder(
     Args:
         root: the folder.
         task: "classification" or "segmentation".
-        image_size: (H, W) to which everything is resized.
+        image_size: (H, W) to which everything is resized; a number alone means a square.
         in_channels: 1 (grey) or 3 (RGB); colours are turned into grey, and grey is repeated.
         csv: path of the csv; a relative one starts at `root`.
         path_column: holds a path below the image folder, or an id, see `read_csv`.
@@ -99,7 +99,7 @@ def image_folder(
     columns = CsvColumns(path_column, label_column, group_column, split_column, source_column)
     names = {"class_names": class_names, "mask_classes": mask_classes}
     classes, index = _find(task, folder, csv, columns, names)
-    preparation = Preparation(tuple(image_size), in_channels, intensity_range, classes.of_value)
+    preparation = Preparation(sides_of(image_size), in_channels, intensity_range, classes.of_value)
     checked, bad_files = check_files(index.entries, preparation)
     skipped = _skip_or_raise((*index.problems, *bad_files), on_bad_file)
     groups = [c.entry.group or c.entry.image.relative_to(folder).as_posix() for c in checked]
@@ -117,8 +117,8 @@ def image_folder(
         **_counts(checked, groups, positions, classes),
         **_form(preparation, classes),
     )
-    splits = _splits(checked, groups, positions, classes, preparation)
-    return warn_of_leaks(ImageData(spec=spec, **splits, skipped=skipped))
+    train, val, test = _splits(checked, groups, positions, classes, preparation)
+    return warn_of_leaks(ImageData(spec=spec, train=train, val=val, test=test, skipped=skipped))
 
 
 def _checked(root: str | Path, on_bad_file: str) -> Path:
@@ -233,14 +233,14 @@ def _splits(
     positions: Mapping[Split, Sequence[int]],
     classes: Classes,
     preparation: Preparation,
-) -> dict[str, ImageSplit]:
-    splits = {}
-    for name, chosen in positions.items():
+) -> list[ImageSplit]:
+    """Train, val and test."""
+    splits = []
+    for chosen in (positions[name] for name in SPLITS):
         own = [checked[p] for p in chosen]
         labels = _labels(own, classes) if classes.of_label else None
         samples = samples_of(own, labels, preparation)
         sources = tuple(each.entry.source for each in own)
-        splits[str(name)] = ImageSplit(
-            samples, tuple(groups[p] for p in chosen), sources=sources if any(sources) else None
-        )
+        patients = tuple(groups[p] for p in chosen)
+        splits.append(ImageSplit(samples, patients, sources=sources if any(sources) else None))
     return splits

@@ -99,7 +99,13 @@ def medmnist(
     }
     spec = _spec(flag, info, images["train"].shape[1:], labels["train"], groups)
     return warn_of_leaks(
-        ImageData(spec=spec, train=splits["train"], val=splits["val"], test=splits["test"])
+        ImageData(
+            spec=spec,
+            train=splits["train"],
+            val=splits["val"],
+            test=splits["test"],
+            sides=_sides_of(flag),
+        )
     )
 
 
@@ -108,11 +114,15 @@ def _info_of(flag: str, size: int) -> Mapping[str, Any]:
 
     if flag not in INFO:
         raise ConfigError([f"dataset.flag: MedMNIST has no {flag!r}, {did_you_mean(flag, INFO)}"])
-    sizes = _SIZES[3 if flag.endswith("3d") else 2]
+    sizes = _sides_of(flag)
     if size not in sizes:
         options = ", ".join(map(str, sizes))
         raise ConfigError([f"dataset.size: {flag} comes in sizes {options}, not {size}"])
     return INFO[flag]
+
+
+def _sides_of(flag: str) -> tuple[int, ...]:
+    return _SIZES[3 if flag.endswith("3d") else 2]
 
 
 def _fetch(path: Path, info: Mapping[str, Any], size: int, timeout_seconds: float) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from medlite.data.image_data import SPLITS, ArraySamples, ImageData, ImageSplit
+from medlite.data.image_data import SPLITS, ArraySamples, ImageData, ImageSplit, sides_of
 from medlite.errors import ConfigError
 from medlite.types import DataSpec, Labels, Task
 
@@ -19,7 +20,7 @@ def phantom(
     task: Task = "segmentation",
     labels: Labels = "binary",
     num_classes: int = 1,
-    image_size: tuple[int, ...] = (32, 32),
+    image_size: int | Sequence[int] = (32, 32),
     in_channels: int = 1,
     num_train: int = 64,
     num_val: int = 16,
@@ -39,7 +40,7 @@ def phantom(
         task: "segmentation" or "classification".
         labels: "binary" (one logit), "multiclass", or for classification "multilabel".
         num_classes: number of logits K.
-        image_size: (H, W) or (H, W, D), sides of 8 and more.
+        image_size: (H, W) or (H, W, D), sides of 8 and more; a number alone means a square.
         in_channels: channels C, each with its own noise.
         num_train: training images.
         num_val: validation images.
@@ -50,7 +51,7 @@ def phantom(
     Raises:
         ConfigError: arguments that do not go together.
     """
-    image_size = tuple(image_size)
+    image_size = sides_of(image_size)
     num_images = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     least = min(*num_images.values(), in_channels, images_per_patient)
     _check(task, labels, num_classes, image_size, least)

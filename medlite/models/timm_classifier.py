@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -81,6 +82,6 @@ class TimmClassifier(nn.Module):
             mend = max(side + -side % p for side, p in zip(grid, patch, strict=True))
             message = (
                 f"model={self.name} needs sides divisible by its patches of {by(patch)}, got "
-                f"{by(grid)}; set dataset.image_size={mend}"
+                f"{by(grid)}"
             )
-            raise ShapeError(message)
+            raise ShapeError(message, size=(mend, mend), divisor=math.lcm(*patch))

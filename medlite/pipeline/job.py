@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +14,9 @@ from torch import nn
 
 from medlite import __version__
 from medlite.config import JobConfig, build, locate
+from medlite.data.image_data import ImageData
 from medlite.data.module import ImageDataModule
-from medlite.errors import ConfigError
+from medlite.errors import ConfigError, ShapeError
 from medlite.store import Store
 from medlite.types import CompressionStep, DataSpec, Runtime
 
@@ -100,3 +102,27 @@ def check_task(config: JobConfig, spec: DataSpec) -> None:
             f"is for {spec.task}: try {suggestion}"
         )
         raise ConfigError([problem])
+
+
+@contextmanager
+def remedies_for(config: JobConfig, images: ImageData) -> Iterator[None]:
+    """Say of an image size that a model cannot take how the job's own dataset gives another.
+
+    Raises:
+        ShapeError: the one that was raised inside, with a remedy that works.
+    """
+    try:
+        yield
+    except ShapeError as error:
+        if error.size is None or "image_size" in config.dataset:
+            raise
+        wanted = [s for s in images.sides if s >= max(error.size) and s % error.divisor == 0]
+        if wanted and "size" in config.dataset:
+            message = f"{error.problem}; set dataset.size={min(wanted)}"
+        else:
+            name = config.choices["dataset"]
+            message = (
+                f"{error.problem}; dataset={name} has no other images: take another model or "
+                "dataset"
+            )
+        raise ShapeError(message) from error

@@ -18,7 +18,7 @@ from medlite.data.module import ImageDataModule
 from medlite.errors import ConfigError
 from medlite.pipeline.dry_run import as_markdown, as_text, plan_steps
 from medlite.pipeline.explaining import explain
-from medlite.pipeline.job import Job, check_task
+from medlite.pipeline.job import Job, check_task, remedies_for
 from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
 from medlite.pipeline.plan import as_table, plan_job
@@ -54,7 +54,7 @@ def run(config: JobConfig) -> Path:
             _log.info("%s is done: delete it to run again", config.directory)
             return config.directory
         _write_splits(config.directory, images)
-        with open_sinks(config) as sinks:
+        with open_sinks(config) as sinks, remedies_for(config, images):
             data = ImageDataModule(
                 images,
                 batch_size=config.train.batch_size,

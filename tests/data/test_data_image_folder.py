@@ -180,6 +180,11 @@ def test_a_class_with_one_image_is_trained_on_and_named(tmp_path, caplog):
     assert "class 'rare' has no images in the test split" in caplog.messages
 
 
+def test_a_number_alone_is_the_side_of_a_square(tmp_path):
+    write_classes(tmp_path, a=12, b=12)
+    assert load(tmp_path, image_size=9).spec.image_size == (9, 9)
+
+
 def test_masks_with_two_classes_are_binary(tmp_path):
     write_pairs(tmp_path)
     data = segmentation(tmp_path, image_size=(12, 10))
@@ -324,7 +329,9 @@ def test_exact_duplicates_across_splits_are_logged(tmp_path, caplog):
     [
         ({"task": "detection"}, "'detection' is not classification or segmentation"),
         ({"on_bad_file": "ignore"}, "'ignore' is not error or skip"),
-        ({"image_size": (8,)}, r"\[8\] is not \[height, width\]"),
+        ({"image_size": (8,)}, r"\[8\] is not \[height, width\] or one side"),
+        ({"image_size": "8x8"}, "'8x8' is not a whole number or a list of them"),
+        ({"image_size": 0.5}, "0.5 is not a whole number or a list of them"),
         ({"in_channels": 2}, "2 is not 1 .grey. or 3 .RGB."),
         ({"intensity_range": (5, 5)}, r"\[5, 5\] is not \[low, high\]"),
         ({"mask_classes": {0: "a", 1: "b"}}, "task=classification takes class_names instead"),

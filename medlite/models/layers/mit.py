@@ -183,11 +183,8 @@ def require_encodable(images: Tensor, *, model: str) -> None:
     sides = images.shape[2:]
     if min(sides) < SMALLEST_SIDE:
         mend = 32 * math.ceil(max(SMALLEST_SIDE, *sides) / 32)
-        message = (
-            f"model={model} needs sides of {SMALLEST_SIDE} pixels or more, got {by(sides)}; "
-            f"set dataset.image_size={mend}"
-        )
-        raise ShapeError(message)
+        message = f"model={model} needs sides of {SMALLEST_SIDE} pixels or more, got {by(sides)}"
+        raise ShapeError(message, size=(mend, mend))
 
 
 class _Stage(nn.Module):

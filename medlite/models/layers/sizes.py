@@ -23,11 +23,8 @@ def require_divisible_sides(images: Tensor, *, model: str, divisor: int, spatial
     sides = images.shape[2:]
     if any(side % divisor for side in sides):
         mend = -(-max(sides) // divisor) * divisor
-        message = (
-            f"model={model} needs sides divisible by {divisor}, got {by(sides)}; "
-            f"set dataset.image_size={mend}"
-        )
-        raise ShapeError(message)
+        message = f"model={model} needs sides divisible by {divisor}, got {by(sides)}"
+        raise ShapeError(message, size=[mend] * spatial_dims, divisor=divisor)
 
 
 def require_divisible_slices(volumes: Tensor, *, model: str, divisor: int) -> None:
@@ -42,9 +39,9 @@ def require_divisible_slices(volumes: Tensor, *, model: str, divisor: int) -> No
         mend = [-(-height // divisor) * divisor, -(-width // divisor) * divisor, depth]
         message = (
             f"model={model} needs a height and width divisible by {divisor}, got "
-            f"{by(volumes.shape[2:])}; set 'dataset.image_size={str(mend).replace(' ', '')}'"
+            f"{by(volumes.shape[2:])}"
         )
-        raise ShapeError(message)
+        raise ShapeError(message, size=mend, divisor=divisor)
 
 
 def require_size(images: Tensor, *, model: str, size: Sequence[int]) -> None:
@@ -72,12 +69,9 @@ def try_size(net: nn.Module, *, model: str, in_channels: int, size: Sequence[int
         net.eval()(torch.zeros(1, in_channels, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
         mend = [(side // COMMON_STRIDE + 1) * COMMON_STRIDE for side in size]
-        proposed = str(mend).replace(" ", "") if len(size) > 2 else str(max(mend))
-        message = (
-            f"model={model} cannot take {by(size)} images ({error}); "
-            f"set 'dataset.image_size={proposed}'"
-        )
-        raise ShapeError(message) from error
+        message = f"model={model} cannot take {by(size)} images ({error})"
+        mend = mend if len(size) > 2 else [max(mend)] * 2
+        raise ShapeError(message, size=mend, divisor=COMMON_STRIDE) from error
     finally:
         net.train(was_training)
 
