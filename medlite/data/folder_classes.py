@@ -40,8 +40,8 @@ def name_labels(index: Index, class_names: Mapping[str | int, str] | None) -> tu
         names_of_labels = {str(label): name for label, name in class_names.items()}
     names = tuple(dict.fromkeys(names_of_labels.values()))
     if len(names) < 2:
-        message = f"classification needs two classes and more, found: {', '.join(names) or 'none'}"
-        raise DataError(message)
+        found = f"classification needs two classes and more, found: {', '.join(names) or 'none'}"
+        raise DataError(found + index.why_missing())
     of_label = {label: names.index(name) for label, name in names_of_labels.items()}
     problems = [
         BadFile(entry.image, _problem_of(entry, of_label))
@@ -49,7 +49,7 @@ def name_labels(index: Index, class_names: Mapping[str | int, str] | None) -> tu
         if entry.label not in of_label
     ]
     known = [entry for entry in index.entries if entry.label in of_label]
-    return Classes(names, of_label, {}), Index(known, index.problems + problems)
+    return Classes(names, of_label, {}), Index(known, index.problems + problems, index.others)
 
 
 def _rank(label: str) -> tuple[bool, int, str]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medlite.data.folder_files import images_below
 from medlite.data.image_data import BadFile
-from medlite.data.image_io import IMAGE_SUFFIXES
 from medlite.errors import ConfigError, DataError, did_you_mean
 from medlite.types import Split
 
@@ -57,18 +57,18 @@ class CsvRow:
 
 
 def read_csv(
-    path: Path, columns: CsvColumns, images_folder: Path
+    path: Path, columns: CsvColumns, images_folder: Path, root: Path
 ) -> tuple[dict[Path, CsvRow], list[BadFile]]:
     """The row of each image, and the rows that name no image or one that is taken.
 
-    The path column holds a path below `images_folder`, or an id: the file's name without
-    suffix, leading zeros aside.
+    The path column holds a path below `images_folder` or below `root`, in which that lies, or an
+    id: the file's name without suffix, leading zeros aside.
 
     Raises:
         ConfigError: a column that the csv does not have.
         DataError: the csv is missing, or is not text.
     """
-    find = ImageFinder(images_folder)
+    find = ImageFinder(images_folder, root)
     rows: dict[Path, CsvRow] = {}
     problems = []
     for number, cells in enumerate(_read_rows(path, columns), start=2):
@@ -94,35 +94,30 @@ def read_csv(
 
 
 class ImageFinder:
-    """Images below a folder by path, by name, or by name without suffix and leading zeros."""
+    """Images below a folder by path, by name, or by name without suffix and leading zeros.
 
-    def __init__(self, folder: Path) -> None:
+    A path may also start at `root`, in which the folder lies.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
         self._images: dict[tuple[str, str], list[Path]] = defaultdict(list)
         for image in images_below(folder):
-            for key in self._keys(image.relative_to(folder).as_posix(), image.name, image.stem):
+            path, path_from_root = (image.relative_to(d).as_posix() for d in (folder, root))
+            for key in self._keys(path, path_from_root, image.name, image.stem):
                 self._images[key].append(image)
 
     def __call__(self, name: str) -> list[Path]:
         """Every image that `name` may mean: the strictest reading that finds any."""
-        for key in self._keys(name, name, name):
+        for key in self._keys(name, name, name, name):
             if key in self._images:
                 return self._images[key]
         return []
 
     @staticmethod
-    def _keys(path: str, name: str, stem: str) -> list[tuple[str, str]]:
+    def _keys(path: str, path_from_root: str, name: str, stem: str) -> list[tuple[str, str]]:
         number = [("number", stem.lstrip("0"))] if stem.isdigit() else []
-        return [("path", path), ("name", name), ("stem", stem), *number]
-
-
-def images_below(folder: Path) -> list[Path]:
-    """All image files in and under `folder`, sorted; hidden files and folders are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+        paths = [("path", path), ("path from root", path_from_root)]
+        return [*paths, ("name", name), ("stem", stem), *number]
 
 
 def _read_rows(path: Path, columns: CsvColumns) -> list[dict[str, str]]:

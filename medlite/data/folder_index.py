@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medlite.data.folder_csv import SPLIT_NAMES, CsvColumns, images_below, read_csv
+from medlite.data.folder_csv import SPLIT_NAMES, CsvColumns, read_csv
+from medlite.data.folder_files import images_below, in_words, others_below
 from medlite.data.image_data import SPLITS, BadFile
 from medlite.errors import DataError
 from medlite.types import Split
 
 logger = logging.getLogger(__name__)
+
+_NUM_PROBLEMS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ class Index:
 
     entries: list[Entry]
     problems: list[BadFile]
+    others: Counter[str] = field(default_factory=Counter)
+    """see `others_below`"""
+
+    def why_missing(self) -> str:
+        """What may explain that samples are missing, for the end of an error."""
+        lines = [f"\n  {problem}" for problem in self.problems[:_NUM_PROBLEMS_NAMED]]
+        if len(self.problems) > len(lines):
+            lines.append(f"\n  ... {len(self.problems)} of them")
+        if self.others:
+            lines.append(f"\n  {in_words(self.others)}")
+        return "".join(lines)
 
 
 def index_class_folders(root: Path) -> Index:
@@ -57,7 +72,7 @@ def index_class_folders(root: Path) -> Index:
         for split, class_folder in class_folders
         for image in images_below(class_folder)
     ]
-    return Index(entries, [])
+    return Index(entries, [], _others([folder for _, folder in class_folders] or [root]))
 
 
 def _check_class_names(root: Path, names: set[str]) -> None:
@@ -80,7 +95,7 @@ def _check_class_names(root: Path, names: set[str]) -> None:
 def index_class_csv(root: Path, csv: Path, columns: CsvColumns) -> Index:
     """Classification by the rows of a csv, see `read_csv`."""
     folder = _images_folder(root)
-    rows, problems = read_csv(csv, columns, folder)
+    rows, problems = read_csv(csv, columns, folder, root)
     entries = [
         Entry(image, label=row.label, group=row.group, split=row.split, source=row.source)
         for image, row in rows.items()
@@ -88,7 +103,7 @@ def index_class_csv(root: Path, csv: Path, columns: CsvColumns) -> Index:
     num_unnamed = len(images_below(folder)) - len(entries)
     if num_unnamed:
         logger.warning("%d image(s) below %s have no row in %s", num_unnamed, folder, csv.name)
-    return Index(entries, problems)
+    return Index(entries, problems, others_below(folder))
 
 
 def index_mask_folders(root: Path) -> Index:
@@ -96,8 +111,9 @@ def index_mask_folders(root: Path) -> Index:
 
     An image and its mask have the same path below their folders, suffix aside.
     """
-    entries, problems = [], []
+    entries, problems, folders = [], [], []
     for split, folder in _split_folders(root):
+        folders += [folder / "images", folder / "masks"]
         images, masks = (_by_stem(folder / name) for name in ("images", "masks"))
         problems += [BadFile(images[s], "has no mask") for s in sorted(images.keys() - masks)]
         problems += [BadFile(masks[s], "has no image") for s in sorted(masks.keys() - images)]
@@ -105,12 +121,12 @@ def index_mask_folders(root: Path) -> Index:
             Entry(images[stem], mask=masks[stem], split=split)
             for stem in sorted(images.keys() & masks)
         ]
-    return Index(entries, problems)
+    return Index(entries, problems, _others(folders))
 
 
 def add_csv(index: Index, root: Path, csv: Path, columns: CsvColumns) -> Index:
     """A segmentation index with the groups and splits of a csv, see `read_csv`."""
-    rows, problems = read_csv(csv, columns, _images_folder(root))
+    rows, problems = read_csv(csv, columns, _images_folder(root), root)
     entries = [
         replace(entry, group=row.group, split=row.split or entry.split, source=row.source)
         for entry in index.entries
@@ -118,7 +134,11 @@ def add_csv(index: Index, root: Path, csv: Path, columns: CsvColumns) -> Index:
     ]
     unnamed = [entry.image for entry in index.entries if entry.image not in rows]
     problems += [BadFile(image, f"has no row in {csv.name}") for image in unnamed]
-    return Index(entries, index.problems + problems)
+    return Index(entries, index.problems + problems, index.others)
+
+
+def _others(folders: Iterable[Path]) -> Counter[str]:
+    return sum((others_below(folder) for folder in folders), Counter())
 
 
 def _images_folder(root: Path) -> Path:

@@ -22,6 +22,7 @@ import numpy as np
 from medlite.data.folder_check import Checked, Preparation, check_files, samples_of
 from medlite.data.folder_classes import Classes, name_labels, name_mask_values
 from medlite.data.folder_csv import CsvColumns
+from medlite.data.folder_files import in_words
 from medlite.data.folder_index import (
     Index,
     add_csv,
@@ -73,7 +74,7 @@ def image_folder(
         image_size: (H, W) to which everything is resized; a number alone means a square.
         in_channels: 1 (grey) or 3 (RGB); colours are turned into grey, and grey is repeated.
         csv: path of the csv; a relative one starts at `root`.
-        path_column: holds a path below the image folder, or an id, see `read_csv`.
+        path_column: holds a path below the image folder or `root`, or an id, see `read_csv`.
         label_column: holds the label (classification).
         group_column: holds the patient; None, here and below: "group" where the csv has it.
         split_column: holds train, val or test; None: "split".
@@ -152,11 +153,23 @@ def _find(
             if csv is None
             else index_class_csv(folder, folder / csv, columns)
         )
-        return name_labels(index, names[own])
-    classes, index = name_mask_values(names[own]), index_mask_folders(folder)
-    if csv is not None:
-        index = add_csv(index, folder, folder / csv, replace(columns, label=None))
+        classes, index = name_labels(index, names[own])
+    else:
+        classes, index = name_mask_values(names[own]), index_mask_folders(folder)
+        if csv is not None:
+            index = add_csv(index, folder, folder / csv, replace(columns, label=None))
+    _tell_of_others(index)
     return classes, index
+
+
+def _tell_of_others(index: Index) -> None:
+    """Warn of files that are no images, or refuse a folder that has nothing else."""
+    if not index.others:
+        return
+    if not index.entries and not index.problems:
+        message = f"dataset.root: there are no images{index.why_missing()}"
+        raise DataError(message)
+    logger.warning(in_words(index.others))
 
 
 def _skip_or_raise(bad_files: Sequence[BadFile], on_bad_file: str) -> tuple[BadFile, ...]:

@@ -1,7 +1,7 @@
 """Which folders are samples, classes and splits."""
 
 import pytest
-from folder_files import classes_of, load, segmentation, write_classes, write_image, write_pairs
+from toy_folders import classes_of, load, segmentation, write_classes, write_image, write_pairs
 
 from medlite.errors import DataError
 
@@ -94,3 +94,52 @@ def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "masks").mkdir()
     with pytest.raises(DataError, match="0 images of 0 groups leave nothing"):
         segmentation(tmp_path)
+
+
+def write_others(root, names, suffix, num=2):
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(num):
+            (root / name / f"{i}{suffix}").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".dcm", "4 .dcm"),
+        (".NII.gz", "4 .nii.gz"),
+        (".bmp", "4 .bmp"),
+        (".Smith_John", "4 without a suffix"),
+    ],
+)
+def test_files_that_are_no_images_are_named_where_there_are_no_classes(tmp_path, suffix, text):
+    write_others(tmp_path, ("a", "b"), suffix)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert "found: none\n  4 other file(s) are left out (" + text + "); images are" in str(
+        caught.value
+    )
+
+
+def test_files_that_are_no_images_are_named_where_there_are_no_masks(tmp_path):
+    write_others(tmp_path, ("images", "masks"), ".dcm")
+    with pytest.raises(DataError, match=r"no images\n  4 other file.*\(4 .dcm\); images are .jpeg"):
+        segmentation(tmp_path)
+
+
+def test_files_that_are_no_images_are_counted_beside_images(tmp_path, caplog):
+    write_classes(tmp_path, a=12, b=12)
+    write_others(tmp_path, ("a", "b"), ".bmp", num=6)
+    write_others(tmp_path, ("a",), ".txt")
+    load(tmp_path)
+    assert (
+        "12 other file(s) are left out (12 .bmp); images are .jpeg, .jpg, .png, .tif or .tiff"
+        in caplog.messages
+    )
+
+
+def test_notes_beside_images_are_not_warned_of(tmp_path, caplog):
+    write_classes(tmp_path, a=12, b=12)
+    write_others(tmp_path, ("a", "b"), ".json")
+    load(tmp_path)
+    assert "other file" not in caplog.text

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_files import (
+from PIL import Image
+from toy_folders import (
     classes_of,
     csv_of,
     load,
@@ -14,7 +15,6 @@ from folder_files import (
     write_mask,
     write_pairs,
 )
-from PIL import Image
 
 from medlite.data import folder_check
 from medlite.data.image_data import SPLITS
@@ -150,6 +150,27 @@ def test_all_bad_rows_of_a_csv_are_reported_at_once(tmp_path):
     assert "3: several files match (line 5, labels.csv)" in text
     assert "2.png: has no label" in text
     assert "a/3.png: split 'tset' is not train, val or test (line 7, labels.csv)" in text
+
+
+def test_csv_paths_may_start_at_the_root(tmp_path):
+    for i in range(3):
+        write_image(tmp_path / "images" / f"{i}.png", seed=i)
+    write_image(tmp_path / "images" / "images" / "2.png", seed=3)
+    rows = ["images/0.png,a,train", "images/1.png,b,val", "images/2.png,a,test"]
+    data = load(tmp_path, csv=csv_of(tmp_path, "path,label,split", rows))
+    assert data.train.groups == ("images/0.png",)
+    assert data.test.groups == ("images/images/2.png",)
+
+
+def test_rows_without_an_image_are_named_where_no_class_is_left(tmp_path):
+    write_image(tmp_path / "images" / "0.png")
+    csv = csv_of(tmp_path, "path,label", [f"scan/{i}.png,a" for i in range(9)])
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, csv=csv, on_bad_file="skip")
+    text = str(caught.value)
+    assert text.startswith("classification needs two classes and more, found: none")
+    assert "images/scan/2.png: no image matches (line 4, labels.csv)\n  ... 9 of them" in text
+    assert "scan/3.png" not in text
 
 
 def test_images_without_a_row_are_counted(tmp_path, caplog):
