@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medlite.data.folder_index import Entry, Index
 from medlite.data.image_data import BadFile
 from medlite.errors import ConfigError, DataError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_MASK_CLASSES = {0: "background", 1: "foreground", 255: "foreground"}
 
@@ -31,8 +35,10 @@ def name_labels(index: Index, class_names: Mapping[str | int, str] | None) -> tu
         class_names: label to class name, in order; None: the labels themselves, numbers by size.
 
     Raises:
+        ConfigError: `class_names` that is not of that form.
         DataError: fewer than two classes.
     """
+    _check_names("class_names", class_names, "{0:benign,1:malignant}")
     labels = {entry.label for entry in index.entries if entry.label}
     if class_names is None:
         names_of_labels = {label: label for label in sorted(labels, key=_rank)}
@@ -49,7 +55,24 @@ def name_labels(index: Index, class_names: Mapping[str | int, str] | None) -> tu
         if entry.label not in of_label
     ]
     known = [entry for entry in index.entries if entry.label in of_label]
+    counts = Counter(of_label[entry.label or ""] for entry in known)
+    for position, name in enumerate(names):
+        if not counts[position]:
+            logger.warning("class '%s' of dataset.class_names has no image", name)
     return Classes(names, of_label, {}), Index(known, index.problems + problems, index.others)
+
+
+def _check_names(key: str, names: object, example: str) -> None:
+    """Refuse what is no mapping to words.
+
+    Raises:
+        ConfigError: with `example`, which is right.
+    """
+    if names is None:
+        return
+    if not isinstance(names, Mapping) or not all(isinstance(n, str) for n in names.values()):
+        problem = f"dataset.{key}: {names!r} does not map to names; write 'dataset.{key}={example}'"
+        raise ConfigError([problem])
 
 
 def _rank(label: str) -> tuple[bool, int, str]:
@@ -74,6 +97,7 @@ def name_mask_values(mask_classes: Mapping[int, str] | None) -> Classes:
     Raises:
         ConfigError: values that are not whole numbers, or fewer than two classes.
     """
+    _check_names("mask_classes", mask_classes, "{0:background,255:lesion}")
     names_of_values = _DEFAULT_MASK_CLASSES if mask_classes is None else dict(mask_classes)
     wrong = [value for value in names_of_values if not str(value).isdigit()]
     if wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from medlite.data.folder_files import images_below
 from medlite.data.image_data import BadFile
 from medlite.errors import ConfigError, DataError, did_you_mean
 from medlite.types import Split
+
+logger = logging.getLogger(__name__)
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -71,7 +74,9 @@ def read_csv(
     find = ImageFinder(images_folder, root)
     rows: dict[Path, CsvRow] = {}
     problems = []
-    for number, cells in enumerate(_read_rows(path, columns), start=2):
+    all_cells = _read_rows(path, columns)
+    _warn_of_blank_groups(path, [cells.get(columns.group or "group") for cells in all_cells])
+    for number, cells in enumerate(all_cells, start=2):
         name = cells[columns.path]
         found = find(name)
         split = cells.get(columns.split or "split", "").lower()
@@ -91,6 +96,17 @@ def read_csv(
                 source=cells.get(columns.source or "source") or None,
             )
     return rows, problems
+
+
+def _warn_of_blank_groups(path: Path, groups: Sequence[str | None]) -> None:
+    if "" in groups:
+        logger.warning(
+            "%d of %d rows of %s have no group: their images count as patients of their own, and "
+            "may fall on both sides of the split",
+            groups.count(""),
+            len(groups),
+            path.name,
+        )
 
 
 class ImageFinder:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from medlite.data.augmentation import RECIPES
 from medlite.data.folder_check import Checked, Preparation, check_files, samples_of
 from medlite.data.folder_classes import Classes, name_labels, name_mask_values
 from medlite.data.folder_csv import CsvColumns
@@ -32,7 +33,7 @@ from medlite.data.folder_index import (
 )
 from medlite.data.image_data import SPLITS, BadFile, ImageData, ImageSplit, sides_of
 from medlite.data.splits import SplitRatios, complete_splits, counts_by_split, warn_of_leaks
-from medlite.errors import ConfigError, DataError
+from medlite.errors import ConfigError, DataError, did_you_mean
 from medlite.types import DataSpec, Split, Task
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def image_folder(
         mask_classes: mask value to class name, the background first, see `name_mask_values`.
         intensity_range: values that become -1 and 1, such as [0, 4095] for 12 bits in a 16-bit
             file; needed for signed, 32-bit and float files. None: the type's whole range.
-        modality: "ct", "mr", "microscopy" ...; decides the augmentation.
+        modality: a key of `RECIPES`; decides the augmentation.
         group_kind: what the csv's groups are, such as "patient"; "image" where it has none.
         spacing_mm: of the pixels after resizing, where it is known.
         origin: where the images come from, and their licence, for the card.
@@ -96,7 +97,7 @@ def image_folder(
         ConfigError: wrong arguments, or columns that the csv does not have.
         DataError: bad files, groups in two splits, too few images.
     """
-    folder = _checked(root, on_bad_file)
+    folder = _checked(root, on_bad_file, modality)
     columns = CsvColumns(path_column, label_column, group_column, split_column, source_column)
     names = {"class_names": class_names, "mask_classes": mask_classes}
     classes, index = _find(task, folder, csv, columns, names)
@@ -122,8 +123,11 @@ def image_folder(
     return warn_of_leaks(ImageData(spec=spec, train=train, val=val, test=test, skipped=skipped))
 
 
-def _checked(root: str | Path, on_bad_file: str) -> Path:
-    """The folder, once these two arguments are known to be sound."""
+def _checked(root: str | Path, on_bad_file: str, modality: str) -> Path:
+    """The folder, once these arguments are known to be sound."""
+    if modality not in RECIPES:
+        hint = did_you_mean(str(modality), RECIPES)
+        raise ConfigError([f"dataset.modality: {modality!r} is not known, {hint}"])
     if on_bad_file not in ("error", "skip"):
         raise ConfigError([f"dataset.on_bad_file: {on_bad_file!r} is not error or skip"])
     folder = Path(root).expanduser()
