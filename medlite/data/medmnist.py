@@ -55,6 +55,8 @@ _LIMITS = {
     "chestmnist": "predicting no finding at all has an accuracy of .947",
 }
 
+_NUM_NAMED = 5
+
 _SIZES = {2: (28, 64, 128, 224), 3: (28, 64)}
 
 
@@ -87,7 +89,7 @@ def medmnist(
     path = folder / (f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz")
     if download:
         _fetch(path, info, size, timeout_seconds)
-    arrays = _read(path, download)
+    arrays = _read(path, download, info)
     images = {name: _channels_first(arrays[f"{name}_images"], info) for name in SPLITS}
     labels = {name: _flat_labels(arrays[f"{name}_labels"]) for name in SPLITS}
     groups = {name: tuple(f"{name}-{i}" for i in range(len(labels[name]))) for name in SPLITS}
@@ -163,19 +165,52 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read(path: Path, download: bool) -> dict[str, np.ndarray]:
+def _read(path: Path, download: bool, info: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not path.exists():
         hint = "" if download else ", or set dataset.download=true"
         message = f"{path} does not exist; set dataset.root to the folder that holds it{hint}"
         raise DataError(message)
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {
+            arrays = {
                 f"{n}_{part}": file[f"{n}_{part}"] for n in SPLITS for part in ("images", "labels")
             }
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         message = f"{path} is not a complete MedMNIST file ({error}); delete it and fetch it again"
         raise DataError(message) from error
+    problems = [problem for name in SPLITS for problem in _problems_of(name, arrays, info)]
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        message = (
+            f"{path} is not what MedMNIST publishes by that name; delete it and fetch it again:\n"
+            f"{lines}"
+        )
+        raise DataError(message)
+    return arrays
+
+
+def _problems_of(
+    split: Split, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]
+) -> Iterator[str]:
+    """What of one split does not go with the set's classes and channels."""
+    images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    if len(images) != len(labels):
+        yield f"{len(images)} {split}_images do not go with {len(labels)} {split}_labels"
+    num_axes = 4 if info["python_class"].endswith("3D") else 3
+    channels = (3,) if info["n_channels"] == 3 else ()
+    if images.ndim != num_axes + len(channels) or images.shape[num_axes:] != channels:
+        kind = f"{'RGB' if channels else 'grey'} {'volumes' if num_axes == 4 else 'images'}"
+        yield f"{split}_images of shape {images.shape} are no {kind}"
+    is_multilabel = info["task"].startswith("multi-label")
+    num_classes = len(info["label"])
+    columns = (num_classes,) if is_multilabel else (1,)
+    if labels.shape[1:] != columns and (is_multilabel or labels.ndim != 1):
+        yield f"{split}_labels of shape {labels.shape} are not one row of {columns[0]} an image"
+    known = range(2 if is_multilabel else num_classes)
+    wrong = np.setdiff1d(labels, known)
+    if wrong.size:
+        named = ", ".join(map(str, wrong[:_NUM_NAMED])) + ", ..." * (wrong.size > _NUM_NAMED)
+        yield f"{split}_labels hold {named}, which is not from 0 to {known[-1]}"
 
 
 def _channels_first(images: np.ndarray, info: Mapping[str, Any]) -> np.ndarray:

@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -150,6 +151,32 @@ def test_a_file_without_a_split_is_named(tmp_path):
     write_npz(tmp_path / "pneumoniamnist.npz", val_labels=None)
     with pytest.raises(DataError, match="val_labels"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "shape", "changes", "text"),
+    [
+        ("retinamnist", (28, 28, 3), {"train_labels": [7, 0, 1, 2, 3, -1]},
+         "train_labels hold -1, 7, which is not from 0 to 4"),
+        ("retinamnist", (28, 28, 3), {"test_labels": [[0.5]] * 6}, "test_labels hold 0.5, which"),
+        ("pneumoniamnist", (28, 28), {"val_labels": [0] * 5},
+         "6 val_images do not go with 5 val_labels"),
+        ("pneumoniamnist", (28, 28), {"val_labels": [[0] * 14] * 6},
+         r"val_labels of shape \(6, 14\) are not one row of 1 an image"),
+        ("retinamnist", (28, 28), {}, r"train_images of shape \(6, 28, 28\) are no RGB images"),
+        ("pneumoniamnist", (28, 28, 3), {}, r"\(6, 28, 28, 3\) are no grey images"),
+        ("adrenalmnist3d", (28, 28), {}, r"\(6, 28, 28\) are no grey volumes"),
+        ("chestmnist", (28, 28), {}, r"shape \(6, 1\) are not one row of 14 an image"),
+        ("chestmnist", (28, 28), {f"{name}_labels": [[2] * 14] * 6 for name in SPLITS},
+         "val_labels hold 2, which is not from 0 to 1"),
+    ],
+)  # fmt: skip
+def test_a_file_of_other_contents_is_refused(tmp_path, flag, shape, changes, text):
+    arrays = {key: np.array(value) for key, value in changes.items()}
+    write_npz(tmp_path / f"{flag}.npz", shape=shape, **arrays)
+    with pytest.raises(DataError, match=r"not what MedMNIST publishes .* delete it") as caught:
+        load(tmp_path, flag)
+    assert re.search(text, str(caught.value))
 
 
 @pytest.fixture
