@@ -56,8 +56,9 @@ def _run(argv: list[str]) -> int:
     def job(cfg: DictConfig) -> str:
         config = _job(cfg, directories)
         finished.append(str(config.directory))
-        if config.safety.enforce and "report" in config.stages and _is_unsafe(config.directory):
-            unsafe.append(finished[-1])
+        if config.safety.enforce and "report" in config.stages:
+            reasons = _unsafe_reasons(config.directory)
+            unsafe.extend(f"{reason}: {config.directory}" for reason in reasons)
         return finished[-1]
 
     try:
@@ -66,15 +67,19 @@ def _run(argv: list[str]) -> int:
         )()
     finally:
         _show_sweep([Path(directory) for directory in finished])
-    for directory in unsafe:
-        _log.error("safety.enforce: the safety gate says FAIL: %s", directory)
+    for line in unsafe:
+        _log.error("safety.enforce: %s", line)
     return EXIT_UNSAFE if unsafe else 0
 
 
-def _is_unsafe(directory: Path) -> bool:
-    """Whether the record of a run says FAIL; INCONCLUSIVE is no proof of harm."""
-    record = json.loads((directory / "result.json").read_text())
-    return record["verdict"]["safety"] == "FAIL"
+def _unsafe_reasons(directory: Path) -> list[str]:
+    """Why a run must not be deployed: it fails, or cannot run; INCONCLUSIVE is no proof of harm."""
+    verdict = json.loads((directory / "result.json").read_text())["verdict"]
+    reasons = ["the safety gate says FAIL"] if verdict["safety"] == "FAIL" else []
+    if verdict.get("unmeasured"):
+        runtimes = ", ".join(verdict["unmeasured"])
+        reasons.append(f"the deployed model could not be measured on {runtimes}")
+    return reasons
 
 
 def _show_sweep(directories: list[Path]) -> None:

@@ -18,7 +18,8 @@ def end_of(tmp_path, monkeypatch):
     def exit_code(*words, verdicts):
         def fake_job(config):
             config.directory.mkdir(parents=True, exist_ok=True)
-            record = {"verdict": {"safety": verdicts[config.seed]}}
+            told = verdicts[config.seed]
+            record = {"verdict": told if isinstance(told, dict) else {"safety": told}}
             (config.directory / "result.json").write_text(json.dumps(record))
             return config.directory
 
@@ -37,6 +38,12 @@ def end_of(tmp_path, monkeypatch):
 )
 def test_only_fail_ends_in_3_where_it_is_enforced(end_of, verdict, code):
     assert end_of("safety.enforce=true", verdicts=[verdict]) == code
+
+
+def test_a_deployed_model_that_cannot_run_ends_in_3(end_of, capsys):
+    lost = {"safety": "INCONCLUSIVE", "unmeasured": ["openvino"]}
+    assert end_of("safety.enforce=true", verdicts=[lost]) == 3
+    assert "could not be measured on openvino" in capsys.readouterr().out
 
 
 def test_fail_ends_in_0_where_it_is_not_enforced(end_of):

@@ -42,7 +42,7 @@ class BenchmarkResult:
     engines: dict[str, dict[str, str]] = field(default_factory=dict)
     """engine, version and backend configuration"""
     failures: dict[str, str] = field(default_factory=dict)
-    """why a candidate could not be measured"""
+    """why a candidate could not be measured; what it had ended before is in the others"""
 
 
 def benchmark(
@@ -116,13 +116,15 @@ def _gather(lanes: Sequence[Lane]) -> BenchmarkResult:
         result.measurements += lane.measurements
         if lane.failure is not None:
             result.failures[key] = lane.failure
-            continue
-        assert lane.logits is not None
-        result.samples_ms[key] = lane.timing.samples_ms
-        result.predictions[key] = lane.logits
-        result.stability[key] = latency.find_disturbances(lane.timing)
-        result.operators[key] = lane.operators
-        result.engines[key] = lane.description
+        if lane.is_timed:
+            result.samples_ms[key] = lane.timing.samples_ms
+            result.stability[key] = latency.find_disturbances(lane.timing)
+        if lane.logits is not None:
+            result.predictions[key] = lane.logits
+        if lane.operators:
+            result.operators[key] = lane.operators
+        if lane.description:
+            result.engines[key] = lane.description
     if len(result.failures) == len(lanes):
         reasons = "\n".join(f"  {key}: {reason}" for key, reason in result.failures.items())
         message = f"none of the candidates could be measured:\n{reasons}"
@@ -137,11 +139,12 @@ def _speedups(lanes: Sequence[Lane]) -> Iterator[Measurement]:
         runtime = lane.candidate.runtime.name
         if lane.candidate.name != "baseline" or runtime not in deployed:
             continue
-        failure = lane.failure or deployed[runtime].failure
-        if failure is None:
-            yield latency.compare(runtime, lane.timing, deployed[runtime].timing)
+        untimed = [each.failure for each in (lane, deployed[runtime]) if not each.is_timed]
+        if untimed:
+            reason = untimed[0] or "not timed"
+            yield Measurement.unavailable(f"speedup/{runtime}/ratio", "ratio", reason)
         else:
-            yield Measurement.unavailable(f"speedup/{runtime}/ratio", "ratio", failure)
+            yield latency.compare(runtime, lane.timing, deployed[runtime].timing)
 
 
 def _label_as_host(measurement: Measurement) -> Measurement:

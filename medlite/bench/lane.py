@@ -87,6 +87,7 @@ class Lane:
         self.operators: dict[str, int] = {}
         self.logits: np.ndarray | None = None
         self.failure: str | None = None
+        self.is_timed = False
         self._names = (candidate.prefix, candidate.runtime.name)
         self._hardware = hardware
         self._settings = settings
@@ -124,6 +125,7 @@ class Lane:
     def summarise_latency(self) -> None:
         """Percentiles, mean and what disturbed them."""
         self.measurements += latency.summarise(*self._names, self.timing)
+        self.is_timed = True
 
     def measure_memory(self) -> None:
         """The peak so far, beside that of a process without a model."""

@@ -33,7 +33,7 @@ from medlite.report.lookup import Lookup
 from medlite.report.page import write_report_html
 from medlite.report.result import RunResult, write_result
 from medlite.report.terminal import console, print_summary
-from medlite.report.verdict import find_no_gain, summarise_verdict
+from medlite.report.verdict import find_no_gain, summarise_verdict, worst_of
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
 from medlite.safety.operating_point import OperatingPoint, choose_operating_points
@@ -246,15 +246,18 @@ def _verdict(
     safety: Mapping[str, SafetyReport],
 ) -> dict[str, Any]:
     budgets = judge_budgets(measurements, list(job.runtimes), job.config.hardware)
-    verdicts = {report.verdict for report in safety.values()}
-    order = ("FAIL", "INCONCLUSIVE", "PASS")
-    overall = next((each for each in order if each in verdicts), "not compared")
+    unmeasured = [key for key in evidence.bench.failures if "/" not in key]
+    is_compared = not unmeasured or "baseline" not in evidence.artifacts
+    verdicts = (report.verdict for report in safety.values())
+    matches = ("PASS" if row["passed"] else "FAIL" for row in parity)
+    has_answered = all(key in evidence.bench.predictions for key in unmeasured)
     plain: dict[str, Any] = {
         "budgets": [asdict(budget) for budget in budgets],
-        "safety": overall,
-        "parity": "PASS" if all(row["passed"] for row in parity) else "FAIL",
+        "safety": worst_of(verdicts, is_complete=is_compared, nothing="not compared"),
+        "parity": worst_of(matches, is_complete=has_answered, nothing="PASS"),
         "quantization": _judge_quantization(evidence),
         "gain": find_no_gain(Lookup(measurements)),
+        "unmeasured": unmeasured,
     }
     return {**plain, "summary": summarise_verdict(**plain)}
 
@@ -268,6 +271,8 @@ def _judge_quantization(evidence: Evidence) -> str:
         for key, operators in evidence.bench.operators.items()
         if "/" not in key
     }
+    if not counts:
+        return ""
     fake = [runtime for runtime, count in counts.items() if count == 0]
     if fake:
         return f"not really INT8 on {', '.join(fake)}: no operator computes in 8 bits"

@@ -219,7 +219,10 @@ def safety_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     for runtime, report in result.control.items():
         label = f"Against as much further training in float, {runtime}"
         yield observed(label, report["verdict"], gate_note(report))
-    if not result.safety:
+    unmeasured = result.verdict.get("unmeasured", ())
+    for runtime in unmeasured:
+        yield unavailable(f"Deployed model, {runtime}", result.failures[runtime])
+    if not result.safety and not unmeasured:
         yield unavailable("Safety gate", "no compressed model to compare with an uncompressed one")
     yield from robustness_fields(result)
     yield from shortcut_fields(result)

@@ -81,7 +81,8 @@ def header(result: RunResult) -> str:
     }
     values = set(chips.values())
     is_unsure = values & {"INCONCLUSIVE", "unknown"}
-    mood = "bad" if values & {"FAIL", "missed"} else "unsure" if is_unsure else "good"
+    is_bad = bool(values & {"FAIL", "missed"} or verdict.get("unmeasured"))
+    mood = "bad" if is_bad else "unsure" if is_unsure else "good"
     marks = "".join(
         f'<span class="mark">{escape(name)} {tables.chip(value)}</span>'
         for name, value in chips.items()
@@ -137,8 +138,13 @@ def calibration_section(result: RunResult) -> str:
 
 def safety_section(result: RunResult) -> str:
     """The gate's items for each runtime."""
-    tables_of_runtimes = gate_tables(result.safety)
-    return tables_of_runtimes or '<p class="muted">There was no compressed model to compare.</p>'
+    failures = "".join(
+        f"<h3>{escape(runtime)} {tables.chip('INCONCLUSIVE')}</h3>"
+        f"<p>The deployed model could not be measured: {escape(result.failures[runtime])}</p>"
+        for runtime in result.verdict.get("unmeasured", ())
+    )
+    nothing = '<p class="muted">There was no compressed model to compare.</p>'
+    return gate_tables(result.safety) + failures or nothing
 
 
 def control_section(result: RunResult) -> str:

@@ -65,7 +65,7 @@ class RunResult:
     stages: list[dict[str, Any]]
     """name, seconds, key"""
     verdict: dict[str, Any]
-    """budgets, safety, parity, quantization, summary"""
+    """budgets, safety, parity, quantization, gain, unmeasured (runtimes), summary"""
     artifacts: list[dict[str, Any]]
     """`Artifact.to_json` with paths relative to the run directory, and the candidate's key"""
     parity: list[dict[str, Any]] = field(default_factory=list)

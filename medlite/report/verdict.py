@@ -15,6 +15,7 @@ def summarise_verdict(
     parity: str,
     quantization: str = "",
     gain: str = "",
+    unmeasured: Sequence[str] = (),
 ) -> str:
     """What fits, what does not and what is not known.
 
@@ -22,15 +23,18 @@ def summarise_verdict(
         budgets: rows with `name`, `runtime`, `limit`, `value`, `unit` and `verdict`, which is
             "fits", "missed" or "unknown".
         safety: "PASS", "FAIL", "INCONCLUSIVE" or "not compared".
-        parity: "PASS" or "FAIL".
+        parity: "PASS", "FAIL" or "INCONCLUSIVE".
         quantization: what became of 8-bit arithmetic, in words; "" where none was asked for.
         gain: where compression made nothing smaller or faster, in words; "" where it did.
+        unmeasured: the runtimes on which the deployed model failed.
 
     >>> summarise_verdict(budgets=[], safety="PASS", parity="PASS")
     'No budget is set; safety against the uncompressed model: PASS; parity with torch: PASS.'
     """
+    failed = f"the deployed model could not be measured on {', '.join(unmeasured)}"
     parts = [
         summarise_budgets(budgets),
+        *([failed] if unmeasured else []),
         "no compressed model to compare"
         if safety == "not compared"
         else f"safety against the uncompressed model: {safety}",
@@ -38,6 +42,21 @@ def summarise_verdict(
         *(text for text in (quantization, gain) if text),
     ]
     return f"{'; '.join(parts)}."
+
+
+def worst_of(verdicts: Iterable[str], *, is_complete: bool, nothing: str) -> str:
+    """The gravest verdict; where something was not judged, at best "INCONCLUSIVE".
+
+    >>> worst_of(["PASS"], is_complete=False, nothing="not compared")
+    'INCONCLUSIVE'
+
+    Args:
+        verdicts: of the runtimes.
+        is_complete: whether they are of all runtimes.
+        nothing: what is said where there was nothing to judge.
+    """
+    known = {*verdicts, *(() if is_complete else ("INCONCLUSIVE",))}
+    return next((each for each in ("FAIL", "INCONCLUSIVE", "PASS") if each in known), nothing)
 
 
 def find_no_gain(found: Lookup) -> str:

@@ -20,7 +20,7 @@ class FakeRuntime:
     delay_ms: float = 0.0
     ballast_mib: int = 0
     misbehaviour: str = ""
-    """"", "refuses", "crashes", "hangs" or "crashes late" """
+    """"", "refuses", "crashes", "hangs", "crashes late" or "crashes on batches" """
     answer: str = "mean"
     """what the logits hold: "mean", "threads", "cores" or "has torch" """
     log: str = ""
@@ -53,6 +53,8 @@ class FakeSession:
         self.num_queries += 1
         os.write(1, b"engines talk on standard output\n")
         if self.runtime.misbehaviour == "crashes late" and self.num_queries > 5:
+            raise ZeroDivisionError(TROUBLE)
+        if self.runtime.misbehaviour == "crashes on batches" and len(images) > 1:
             raise ZeroDivisionError(TROUBLE)
         if self.runtime.log:
             with Path(self.runtime.log).open("a") as stream:

@@ -138,6 +138,19 @@ def test_crash_in_the_middle_keeps_the_last_words_of_the_engine(run):
     assert set(result.predictions) == {"fake"}
 
 
+def test_what_was_whole_before_a_failure_is_kept(run):
+    poor = FakeRuntime(name="poor", misbehaviour="crashes on batches")
+    result = run([("", FAKE), ("", poor), ("baseline", poor)])
+    names = by_name(result)
+    assert "ZeroDivisionError" in result.failures["poor"]
+    assert len(result.predictions["poor"]) == 7
+    assert len(result.samples_ms["poor"]) == 8
+    assert "poor" in result.stability
+    assert "poor" not in result.operators
+    assert names["throughput/poor/images_per_s"].source == "unavailable"
+    assert names["speedup/poor/ratio"].value > 0
+
+
 def test_lost_baseline_leaves_the_speedup_open(run):
     result = run([("", FAKE), ("baseline", FakeRuntime(misbehaviour="refuses"))])
     assert by_name(result)["speedup/fake/ratio"].source == "unavailable"

@@ -329,3 +329,21 @@ def test_the_lineage_is_drawn_with_what_each_stage_changed(run, tmp_path):
     assert words.count("x0.25 KiB") == 1, "a quarter of the weights is left"
     assert "-0.070" in words, "and a class lost 7 points"
     assert sum(word == "49,457 parameters" for word in words) == 2
+
+
+def test_a_deployed_model_that_could_not_be_measured_is_never_a_good_verdict(run, tmp_path):
+    result, _ = run
+    result.verdict |= {
+        "budgets": [],
+        "safety": "PASS",
+        "parity": "PASS",
+        "unmeasured": ["openvino"],
+    }
+    result.failures["openvino"] = "ran out of memory"
+    del result.safety["openvino"]
+    write_report_html(result, None, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert 'class="verdict bad"' in page
+    assert "The deployed model could not be measured: ran out of memory" in page
+    fields = {field.label: field for part in build_card(result) for field in part.fields}
+    assert fields["Deployed model, openvino"].note == "ran out of memory"

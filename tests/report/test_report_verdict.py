@@ -4,7 +4,7 @@ import pytest
 
 from medlite.report.lineage import worst_loss
 from medlite.report.lookup import Lookup
-from medlite.report.verdict import find_no_gain, summarise_verdict
+from medlite.report.verdict import find_no_gain, summarise_verdict, worst_of
 from medlite.types import Measurement
 
 
@@ -46,6 +46,28 @@ def test_without_a_baseline_nothing_is_said():
 def test_the_summary_says_so():
     told = summarise_verdict(budgets=[], safety="PASS", parity="PASS", gain="no gain on this x")
     assert told.endswith("parity with torch: PASS; no gain on this x.")
+
+
+def test_the_summary_names_the_runtimes_that_failed():
+    told = summarise_verdict(
+        budgets=[], safety="INCONCLUSIVE", parity="PASS", unmeasured=["a", "b"]
+    )
+    assert "the deployed model could not be measured on a, b;" in told
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "is_complete", "worst"),
+    [
+        (["PASS", "FAIL", "INCONCLUSIVE"], True, "FAIL"),
+        (["PASS", "PASS"], True, "PASS"),
+        (["PASS"], False, "INCONCLUSIVE"),
+        (["FAIL"], False, "FAIL"),
+        ([], False, "INCONCLUSIVE"),
+        ([], True, "not compared"),
+    ],
+)
+def test_what_was_not_judged_is_at_best_inconclusive(verdicts, is_complete, worst):
+    assert worst_of(verdicts, is_complete=is_complete, nothing="not compared") == worst
 
 
 def test_the_class_that_lost_most_is_named():
