@@ -130,7 +130,7 @@ def _check_splits(positions: Mapping[Split, Sequence[int]], groups: Sequence[str
 
 
 def _warn_of_missing(positions: Mapping[Split, Sequence[int]], labels: Sequence[str]) -> None:
-    for name in ("train", "test"):
+    for name in SPLITS:
         present = {labels[position] for position in positions[name]}
         for label in sorted(set(labels) - present):
             logger.warning("class '%s' has no images in the %s split", label, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,6 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import (
     Callback,
-    EarlyStopping,
     EMAWeightAveraging,
     ModelCheckpoint,
     RichProgressBar,
@@ -21,10 +22,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from medlite.tasks.callbacks import Patience
 from medlite.tasks.checkpoints import AtomicCheckpointIO, load_tensors
 from medlite.tasks.plan import FitPlan, plan_fit, time_steps
 from medlite.tasks.supervised import SupervisedTask
 from medlite.types import DataSpec, FitHooks, TrainSettings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,9 @@ def fit(
     announce: Callable[[FitPlan], None] = lambda plan: None,
 ) -> FitResult:
     """Train `net` in place and give it its best weights by validation metric.
+
+    Where the metric is undefined in every epoch, as AUC is on a split of one class, there is no
+    best epoch: the weights are those of the last one, with a warning.
 
     Every epoch ends in a checkpoint in `directory`; the same call after a kill goes on from the
     last one and ends in the same weights, since order, augmentation and dropout depend on
@@ -84,18 +91,37 @@ def fit(
     last = directory / "last.ckpt"
     task.set_mode(is_training=True)
     trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None)
-    load_best(net, directory)
+    load_best(net, directory, is_defined=_is_defined(history.rows, task.monitor))
     task.cpu()
     task.set_mode(is_training=False)
     return FitResult(net=net, history=history.rows, seconds=history.seconds, plan=plan)
 
 
-def load_best(net: nn.Module, directory: Path) -> None:
-    """Give `net` the best weights that a fit left in `directory`."""
-    state = load_tensors(directory / "best.ckpt")["state_dict"]
+def load_best(net: nn.Module, directory: Path, *, is_defined: bool) -> None:
+    """Give `net` the best weights that a fit left in `directory`.
+
+    Args:
+        net: the trained one.
+        directory: of the fit.
+        is_defined: whether there is a best epoch; otherwise the last one is taken.
+    """
+    file = directory / ("best.ckpt" if is_defined else "last.ckpt")
+    state = load_tensors(file)["state_dict"]
     net.load_state_dict(
         {name[4:]: value for name, value in state.items() if name.startswith("net.")}
     )
+
+
+def _is_defined(rows: Sequence[dict[str, float]], monitor: str) -> bool:
+    """Whether any epoch has the metric that tells the best one."""
+    is_defined = any(math.isfinite(row[monitor]) for row in rows)
+    if not is_defined:
+        _log.warning(
+            "%s is undefined in every epoch, so no epoch is the best one: the weights of the last "
+            "epoch are taken; give a validation split that holds every class",
+            monitor,
+        )
+    return is_defined
 
 
 class History(Callback):
@@ -184,7 +210,7 @@ def _standard_callbacks(task: SupervisedTask, directory: Path) -> list[Callback]
     ]
     if settings.early_stopping_patience is not None:
         patience = settings.early_stopping_patience
-        callbacks.append(EarlyStopping(task.monitor, patience=patience, mode="max"))
+        callbacks.append(Patience(task.monitor, patience=patience, mode="max"))
     if settings.ema_decay is not None and task.hooks.set_mode is None:
         callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
     return callbacks
