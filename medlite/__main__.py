@@ -156,7 +156,7 @@ def _run_name(*, _root_: DictConfig) -> str:
     """`<dataset>-<model>-<compression>-<digest>`: the same configuration, the same directory."""
     hydra_cfg = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
     choices = _choices(hydra_cfg)
-    steps = "+".join(str(step) for step in _root_.compression) or "none"
+    steps = "+".join(str(step) for step in _root_.get("compression") or {}) or "none"
     parts = [choices.get("dataset", "dataset"), choices.get("model", "model"), steps]
     plain = cast("dict[str, Any]", OmegaConf.to_container(_root_))
     return "-".join([*parts, digest(list(keyed_sections(plain).values()))[:6]])

@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from medlite.config_schema import TYPED, LoggerSettings, check_values, typed_section
+from medlite.config_schema import TYPED, LoggerSettings, check_values, job_values, typed_section
 from medlite.errors import ConfigError, MedliteError, did_you_mean
 from medlite.safety_settings import (
     ExplainabilitySettings,
@@ -52,8 +52,8 @@ REQUIRED_FACTS = ("in_channels", "num_classes")
 
 def keyed_sections(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration decides a run's result; how its verdict ends the command does not."""
-    sections = {section: plain[section] for section in KEYED}
-    margins = {key: value for key, value in sections["safety"].items() if key != "enforce"}
+    sections = {section: plain.get(section, {}) for section in KEYED}
+    margins = {key: value for key, value in (sections["safety"] or {}).items() if key != "enforce"}
     return {**sections, "safety": margins}
 
 
@@ -220,6 +220,10 @@ def check(
     if problems:
         raise ConfigError(problems)
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    for section in ("dataset", "model", "compression", "runtime", *TYPED):
+        plain[section] = plain.get(section) or {}
+    own, problems = job_values(plain)
+    plain |= own
     typed = {}
     for section, schema in TYPED.items():
         typed[section], found = typed_section(section, schema, plain[section])

@@ -238,6 +238,10 @@ class Runtime(Protocol):
     format: str
     """the artifact format that it loads"""
 
+    def refuses(self, hardware: Hardware) -> str:
+        """Why nothing can be run on `hardware` here, in words; "" where it can."""
+        ...
+
     def load(self, artifact: Artifact, hardware: Hardware) -> InferenceSession:
         """Open the artifact for `hardware`; heavy imports happen here."""
         ...

@@ -296,3 +296,69 @@ def test_seeds_go_with_other_sweeps_and_are_left_alone_without_the_word():
     words = ["--multirun", "compression=none,ptq", "seeds=2", "train.epochs=1"]
     assert expand_seeds(words) == ["-m", "compression=none,ptq", "train.epochs=1", "seed=0,1"]
     assert expand_seeds(["seed=3"]) == ["seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("benchmark.num_rounds=1", "1 is below 2"),
+        ("benchmark.num_warmup=0", "0 is below 1"),
+        ("benchmark.timeout_seconds=0", "0 is not above 0"),
+        ("train.learning_rate=0", "0 is not above 0"),
+        ("train.learning_rate=nan", "nan is not above 0"),
+        ("train.warmup_ratio=1.5", "1.5 is above 1"),
+        ("train.warmup_ratio=-0.1", "-0.1 is below 0"),
+        ("train.ema_decay=1", "1 is not below 1"),
+        ("train.ema_decay=-0.5", "-0.5 is below 0"),
+        ("train.early_stopping_patience=0", "0 is below 1"),
+        ("hardware.memory_limit_mib=0", "0 is not above 0"),
+    ],
+)
+def test_values_out_of_their_range_are_refused(word, text):
+    assert problems_of(word) == (f"{word.partition('=')[0]}: {text}",)
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5", "true", "null"])
+def test_a_seed_is_a_whole_number_from_0_up(seed):
+    (problem,) = problems_of(f"seed={seed}")
+    assert re.match(r"seed: .* is not a whole number from 0 up", problem)
+
+
+@pytest.mark.parametrize(("word", "is_on"), [("no", False), ("false", False), ("yes", True)])
+def test_control_is_a_switch(word, is_on):
+    assert checked(f"control={word}").control is is_on
+
+
+def test_a_control_that_is_no_switch_is_refused():
+    assert problems_of("control=maybe") == ("control: 'maybe' is neither true nor false",)
+
+
+def test_one_stage_may_stand_alone():
+    assert checked("stages=train").stages == ("train",)
+
+
+@pytest.mark.parametrize("stages", ["7", "[1,2]", "null"])
+def test_stages_that_are_no_names_are_refused_once(stages):
+    (problem,) = problems_of(f"stages={stages}")
+    assert problem.startswith("stages: expected names such as [train], got")
+
+
+def test_a_name_of_digits_is_a_text():
+    config = checked("name=7")
+    assert (config.name, config.directory) == ("7", Path("outputs/runs/7"))
+
+
+@pytest.mark.parametrize("word", ["name=", "name=null", "outputs="])
+def test_an_empty_name_is_refused(word):
+    (problem,) = problems_of(word)
+    assert re.match(r"(name|outputs): .* is no name", problem)
+
+
+def test_a_job_without_a_runtime_is_told_the_runtimes():
+    (problem,) = problems_of("runtime=[]")
+    assert problem.startswith("runtime: name at least one of executorch, onnxruntime")
+
+
+def test_a_value_in_place_of_a_section_is_refused():
+    (problem,) = problems_of("benchmark=5")
+    assert problem == "benchmark: expected settings such as benchmark.num_warmup, got 5"

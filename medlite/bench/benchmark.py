@@ -152,10 +152,8 @@ def _label_as_host(measurement: Measurement) -> Measurement:
     return replace(measurement, note=note) if measurement.source == "measured" else measurement
 
 
-def _check(
-    candidates: Sequence[Candidate], settings: BenchmarkSettings, *, num_images: int
-) -> None:
-    keys = [candidate.key for candidate in candidates]
+def settings_problems(settings: BenchmarkSettings) -> list[str]:
+    """What of the settings measures nothing; asked before anything is trained, too."""
     checks = {
         f"benchmark.num_warmup: {settings.num_warmup} is not at least 1": settings.num_warmup < 1,
         f"benchmark.num_rounds: {settings.num_rounds} is not at least 2": settings.num_rounds < 2,
@@ -164,11 +162,21 @@ def _check(
         f"benchmark.batch_size: {settings.batch_size} is not at least 1": settings.batch_size < 1,
         f"benchmark.throughput_batch_size: {settings.throughput_batch_size} is not at least "
         "1": settings.throughput_batch_size < 1,
+    }
+    return [problem for problem, is_there in checks.items() if is_there]
+
+
+def _check(
+    candidates: Sequence[Candidate], settings: BenchmarkSettings, *, num_images: int
+) -> None:
+    keys = [candidate.key for candidate in candidates]
+    checks = {
         f"runtime: {', '.join(keys)} must differ; give one a name of its own": len(keys)
         != len(set(keys)),
         "runtime: there is nothing to measure": not keys,
         "images: there is none to measure with": num_images == 0,
     }
-    problems = [problem for problem, is_there in checks.items() if is_there]
+    problems = settings_problems(settings)
+    problems += [problem for problem, is_there in checks.items() if is_there]
     if problems:
         raise ConfigError(problems)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlite.bench.affinity import affinity_problem
 from medlite.errors import BenchmarkError, MedliteError
 from medlite.types import Hardware
 
@@ -170,25 +171,14 @@ def limit(hardware: Hardware) -> None:
     Raises:
         BenchmarkError: this machine cannot enforce what the profile asks for.
     """
+    problem = affinity_problem(hardware.cpu_affinity)
+    if problem:
+        raise BenchmarkError(problem)
     if hardware.cpu_affinity:
-        _pin(set(hardware.cpu_affinity))
+        os.sched_setaffinity(0, hardware.cpu_affinity)
     if hardware.memory_limit_mib is not None:
         num_bytes = int(hardware.memory_limit_mib * 2**20)
         resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
-
-
-def _pin(cores: set[int]) -> None:
-    if not hasattr(os, "sched_setaffinity"):
-        message = f"hardware.cpu_affinity={sorted(cores)} cannot be set on {sys.platform}"
-        raise BenchmarkError(message)
-    available = os.sched_getaffinity(0)
-    if not cores <= available:
-        message = (
-            f"hardware.cpu_affinity={sorted(cores)}, but this process may use only the cores "
-            f"{sorted(available)}"
-        )
-        raise BenchmarkError(message)
-    os.sched_setaffinity(0, cores)
 
 
 def _open(path: Path) -> Measured:

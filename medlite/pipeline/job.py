@@ -53,7 +53,7 @@ class Job:
     @cached_property
     def runtimes(self) -> dict[str, Runtime]:
         """The engines to measure on."""
-        return {name: build(node) for name, node in self.config.runtime.items()}
+        return build_runtimes(self.config.runtime)
 
     def build_net(self, model: Mapping[str, Any]) -> nn.Module:
         """A freshly initialised net for the dataset, the same for the same seed."""
@@ -69,6 +69,11 @@ class Job:
             "train": asdict(self.config.train),
             "seed": self.config.seed,
         }
+
+
+def build_runtimes(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Runtime]:
+    """The engines of a configuration, in order."""
+    return {name: build(node) for name, node in nodes.items()}
 
 
 def build_net(model: Mapping[str, Any], spec: DataSpec, *, seed: int) -> nn.Module:

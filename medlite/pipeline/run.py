@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medlite import __version__
+from medlite.bench.affinity import affinity_problem
+from medlite.bench.benchmark import settings_problems
 from medlite.compression.order import check_order
 from medlite.config import JobConfig, build, digest, locate
 from medlite.data.image_data import ImageData
@@ -18,7 +20,7 @@ from medlite.data.module import ImageDataModule
 from medlite.errors import ConfigError
 from medlite.pipeline.dry_run import as_markdown, as_text, plan_steps
 from medlite.pipeline.explaining import explain
-from medlite.pipeline.job import Job, check_task, remedies_for
+from medlite.pipeline.job import Job, build_runtimes, check_task, remedies_for
 from medlite.pipeline.loggers import Sinks, open_sinks
 from medlite.pipeline.measuring import export_models, measure
 from medlite.pipeline.plan import as_table, plan_job
@@ -75,12 +77,23 @@ def _check_before_anything(config: JobConfig) -> None:
         ConfigError: with every problem.
     """
     steps = {name: locate(node["_target_"]) for name, node in config.compression.items()}
-    problems = check_order(steps)
+    problems = [*check_order(steps), *settings_problems(config.benchmark)]
+    if "bench" in config.stages:
+        problems += _hardware_problems(config)
     if problems:
         raise ConfigError(problems)
     check_margins(config.safety)
     check_settings(config.robustness)
     check_explainability(config.explainability)
+
+
+def _hardware_problems(config: JobConfig) -> list[str]:
+    """Why this machine cannot measure as the hardware profile says."""
+    runtimes = build_runtimes(config.runtime)
+    refusals = {name: each.refuses(config.hardware) for name, each in runtimes.items()}
+    problems = [f"runtime={name}: {reason}" for name, reason in refusals.items() if reason]
+    affinity = affinity_problem(config.hardware.cpu_affinity)
+    return [affinity, *problems] if affinity else problems
 
 
 def _run_stages(job: Job, sinks: Sinks) -> bool:

@@ -40,18 +40,24 @@ class ExecuTorchRuntime:
     def __post_init__(self) -> None:
         require("executorch", extra="executorch", needed_by="runtime=executorch")
 
+    def refuses(self, hardware: Hardware) -> str:
+        """Why nothing can be run on `hardware` here; "" where it can."""
+        if hardware.device == "cpu":
+            return ""
+        return (
+            f"hardware.device={hardware.device}: ExecuTorch runs on CPUs here; take "
+            "runtime=onnxruntime or runtime=torch for CUDA"
+        )
+
     def load(self, artifact: Artifact, hardware: Hardware) -> ExecuTorchSession:
         """Open `artifact`.
 
         Raises:
             MissingDependency: `hardware` is not a CPU, or ExecuTorch cannot be imported.
         """
-        if hardware.device != "cpu":
-            message = (
-                f"hardware.device={hardware.device}: ExecuTorch runs on CPUs here; take "
-                "runtime=onnxruntime or runtime=torch for CUDA"
-            )
-            raise MissingDependency(message)
+        reason = self.refuses(hardware)
+        if reason:
+            raise MissingDependency(reason)
         bindings = _bindings()
         if bindings._threadpool_get_thread_count() != count_threads(hardware):
             bindings._unsafe_reset_threadpool(count_threads(hardware))

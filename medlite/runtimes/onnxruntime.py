@@ -16,6 +16,8 @@ from medlite.types import Artifact, Hardware
 if TYPE_CHECKING:
     import numpy as np
 
+CUDA = "CUDAExecutionProvider"
+
 BATCH_AXIS = "batch"
 """the name that export/ gives to the open axis"""
 
@@ -43,12 +45,27 @@ class OnnxRuntime:
     allow_spinning: bool = False
     format: str = field(default="onnx", init=False)
 
+    def refuses(self, hardware: Hardware) -> str:
+        """Why nothing can be run on `hardware` here; "" where it can."""
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        if hardware.device == "cpu" or CUDA in available:
+            return ""
+        return (
+            f"hardware.device={hardware.device} needs ONNX Runtime's {CUDA}, this build has "
+            f"{', '.join(available)}; install it with: pip install onnxruntime-gpu"
+        )
+
     def load(self, artifact: Artifact, hardware: Hardware) -> OnnxSession:
         """Open `artifact`; the graph for batches of one is built at once.
 
         Raises:
             MissingDependency: `hardware` wants CUDA and this build has none.
         """
+        reason = self.refuses(hardware)
+        if reason:
+            raise MissingDependency(reason)
         session = OnnxSession(self, artifact, hardware)
         session.prepare(1)
         return session
@@ -140,18 +157,8 @@ class OnnxSession:
 
 
 def _providers(hardware: Hardware) -> list[str]:
-    import onnxruntime
-
-    if hardware.device == "cpu":
-        return ["CPUExecutionProvider"]
-    available = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" not in available:
-        message = (
-            f"hardware.device={hardware.device} needs ONNX Runtime's CUDAExecutionProvider, this "
-            f"build has {', '.join(available)}; install it with: pip install onnxruntime-gpu"
-        )
-        raise MissingDependency(message)
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    on_cpu = ["CPUExecutionProvider"]
+    return on_cpu if hardware.device == "cpu" else [CUDA, *on_cpu]
 
 
 def _operator_names(graph: Any) -> Iterator[str]:

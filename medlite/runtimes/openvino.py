@@ -41,6 +41,15 @@ class OpenVinoRuntime:
     inference_precision: str = "f32"
     format: str = field(default="openvino", init=False)
 
+    def refuses(self, hardware: Hardware) -> str:
+        """Why nothing can be run on `hardware` here; "" where it can."""
+        if hardware.device == "cpu":
+            return ""
+        return (
+            f"hardware.device={hardware.device}: OpenVINO runs on CPUs here; take "
+            "runtime=onnxruntime or runtime=torch for CUDA"
+        )
+
     def load(self, artifact: Artifact, hardware: Hardware) -> OpenVinoSession:
         """Open `artifact`; the model for batches of one is compiled at once.
 
@@ -78,12 +87,9 @@ class OpenVinoRuntime:
 
     def compile(self, artifact: Artifact, hardware: Hardware, *, batch_size: int) -> Any:
         """`openvino.CompiledModel` of `artifact` for batches of `batch_size`."""
-        if hardware.device != "cpu":
-            message = (
-                f"hardware.device={hardware.device}: OpenVINO runs on CPUs here; take "
-                "runtime=onnxruntime or runtime=torch for CUDA"
-            )
-            raise MissingDependency(message)
+        reason = self.refuses(hardware)
+        if reason:
+            raise MissingDependency(reason)
         core = openvino_core()
         model = core.read_model(artifact.path)
         model.reshape([batch_size, *artifact.input_shape])

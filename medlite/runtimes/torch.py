@@ -29,6 +29,17 @@ class TorchRuntime:
     name: str = "torch"
     format: str = field(default="torch", init=False)
 
+    def refuses(self, hardware: Hardware) -> str:
+        """Why nothing can be run on `hardware` here; "" where it can."""
+        import torch
+
+        if hardware.device == "cpu" or torch.cuda.is_available():
+            return ""
+        return (
+            "hardware.device=cuda, but torch sees no CUDA device; it needs an NVIDIA driver and a "
+            "CUDA build of torch (https://pytorch.org/get-started)"
+        )
+
     def load(self, artifact: Artifact, hardware: Hardware) -> TorchSession:
         """Open `artifact`.
 
@@ -37,12 +48,9 @@ class TorchRuntime:
         """
         import torch
 
-        if hardware.device == "cuda" and not torch.cuda.is_available():
-            message = (
-                "hardware.device=cuda, but torch sees no CUDA device; it needs an NVIDIA driver "
-                "and a CUDA build of torch (https://pytorch.org/get-started)"
-            )
-            raise MissingDependency(message)
+        reason = self.refuses(hardware)
+        if reason:
+            raise MissingDependency(reason)
         torch.set_num_threads(count_threads(hardware))
         return TorchSession(_load(artifact), hardware.device)
 

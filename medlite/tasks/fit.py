@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from medlite.errors import ConfigError
 from medlite.tasks.callbacks import Patience
 from medlite.tasks.checkpoints import AtomicCheckpointIO, load_tensors
 from medlite.tasks.plan import FitPlan, plan_fit, time_steps
@@ -79,6 +80,7 @@ def fit(
     Raises:
         TrainingError: a loss is not finite.
         RecordError: a checkpoint is damaged or unsafe.
+        ConfigError: the accelerator that is asked for is not here.
     """
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -157,7 +159,17 @@ class History(Callback):
 
 
 def plan_once(task: SupervisedTask, data: lightning.LightningDataModule, path: Path) -> FitPlan:
-    """The plan in `path`, made from a timing of a few steps where there is none yet."""
+    """The plan in `path`, made from a timing of a few steps where there is none yet.
+
+    Raises:
+        ConfigError: the accelerator that is asked for is not here.
+    """
+    if task.settings.accelerator == "cuda" and not torch.cuda.is_available():
+        problem = (
+            "train.accelerator: 'cuda', but torch sees no CUDA device here; take "
+            "train.accelerator=auto"
+        )
+        raise ConfigError([problem])
     if path.exists():
         return FitPlan.read(path)
     loader, val_loader = data.train_dataloader(), data.val_dataloader()
