@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 EXIT_UNSAFE = 3
-"""how a command ends where the safety gate says FAIL and is enforced, and only there"""
+"""how a command ends where safety is enforced and a deployed model fails it or cannot run"""
 
 
 class MedliteError(Exception):

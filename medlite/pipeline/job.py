@@ -72,8 +72,11 @@ class Job:
 
 
 def build_runtimes(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Runtime]:
-    """The engines of a configuration, in order."""
-    return {name: build(node) for name, node in nodes.items()}
+    """The engines of a configuration, in order.
+
+    Each is named as its key, whatever it says itself: all figures of a job stand under that name.
+    """
+    return {name: build(node, name=name) for name, node in nodes.items()}
 
 
 def build_net(model: Mapping[str, Any], spec: DataSpec, *, seed: int) -> nn.Module:
