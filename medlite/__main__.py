@@ -22,10 +22,11 @@ from medlite.command_line import (
     expand_seeds,
     find_options,
     prepare_overrides,
+    refuse_shared_name,
     split_verb,
     user_directories,
 )
-from medlite.config import JobConfig, check, digest, keyed_sections
+from medlite.config import JobConfig, check, chosen_parts, digest, keyed_sections
 from medlite.errors import EXIT_UNSAFE, MedliteError
 
 _log = logging.getLogger("medlite")
@@ -48,6 +49,7 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = expand_seeds(argv)
     directories = [conf_directory(), *user_directories(argv)]
+    refuse_shared_name(argv, directories)
     finished: list[str] = []
     unsafe: list[str] = []
     sys.argv = ["medlite", *prepare_overrides(argv, find_options(directories))]
@@ -156,9 +158,11 @@ def _run_name(*, _root_: DictConfig) -> str:
     """`<dataset>-<model>-<compression>-<digest>`: the same configuration, the same directory."""
     hydra_cfg = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
     choices = _choices(hydra_cfg)
-    steps = "+".join(str(step) for step in _root_.get("compression") or {}) or "none"
-    parts = [choices.get("dataset", "dataset"), choices.get("model", "model"), steps]
     plain = cast("dict[str, Any]", OmegaConf.to_container(_root_))
+    for section in ("compression", "runtime"):
+        plain[section] = chosen_parts(plain.get(section) or {})
+    steps = "+".join(plain["compression"]) or "none"
+    parts = [choices.get("dataset", "dataset"), choices.get("model", "model"), steps]
     return "-".join([*parts, digest(list(keyed_sections(plain).values()))[:6]])
 
 

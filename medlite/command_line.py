@@ -103,6 +103,41 @@ def expand_seeds(argv: Sequence[str]) -> list[str]:
     return ["-m", *rest, f"seed={seeds}"]
 
 
+def refuse_shared_name(argv: Sequence[str], directories: Iterable[Path]) -> None:
+    """Refuse one directory for all jobs of a sweep, in which they would overwrite each other.
+
+    Args:
+        argv: flags and overrides, without the verb.
+        directories: where the experiments are, some of which sweep.
+
+    Raises:
+        ConfigError: `name=` is given, and is the same for every job.
+    """
+    named = [word for word in argv if word.lstrip("+").startswith("name=")]
+    if not named or "${" in named[-1] or not _is_sweep(argv, directories):
+        return
+    try:
+        is_swept = OverridesParser.create().parse_override(named[-1]).is_sweep_override()
+    except HydraException:
+        return  # told with the other misspelt words
+    if not is_swept:
+        problem = (
+            f"{named[-1]}: all jobs of the sweep would share this directory; leave it out, or let "
+            "it differ, for example name='mine-${seed}'"
+        )
+        raise ConfigError([problem])
+
+
+def _is_sweep(argv: Sequence[str], directories: Iterable[Path]) -> bool:
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
+        return True
+    chosen = [word.partition("=")[2] for word in argv if word.startswith("experiment=")]
+    paths = (directory / "experiment" / f"{name}.yaml" for directory in directories
+             for name in chosen)  # fmt: skip
+    experiments = [OmegaConf.load(path) for path in paths if path.is_file()]
+    return any(OmegaConf.select(each, "hydra.mode") == "MULTIRUN" for each in experiments)
+
+
 def prepare_overrides(argv: Sequence[str], options: Mapping[str, Sequence[str]]) -> list[str]:
     """Check every override and make it one that Hydra takes; flags go first, as it wants them.
 

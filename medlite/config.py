@@ -230,7 +230,8 @@ def check(
         problems += found
     problems += list(check_values(plain))
     for section in ("compression", "runtime"):
-        plain[section] = _chosen_parts(section, plain[section], options[section], problems)
+        problems += _check_parts(section, plain[section], options[section])
+        plain[section] = chosen_parts(plain[section])
     problems += list(_check_constructors(plain))
     problems += _check_stages(plain["stages"])
     if not plain["runtime"]:
@@ -269,14 +270,15 @@ def _check_stages(stages: Sequence[str]) -> Iterator[str]:
         yield f"stages: a run stops after one of them: [{first}]; what is there is not made again"
 
 
-def _chosen_parts(
-    section: str, parts: Mapping[str, Any], options: list[str], problems: list[str]
-) -> dict[str, Any]:
+def chosen_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the parts that have a `_target_`; settings of parts that were not chosen fall away."""
-    for name, node in parts.items():
-        if name not in options and "_target_" not in (node or {}):
-            problems.append(f"{section}.{name}: no such option, {did_you_mean(name, options)}")
     return {name: node for name, node in parts.items() if "_target_" in (node or {})}
+
+
+def _check_parts(section: str, parts: Mapping[str, Any], options: list[str]) -> Iterator[str]:
+    for name in parts:
+        if name not in options and name not in chosen_parts(parts):
+            yield f"{section}.{name}: no such option, {did_you_mean(name, options)}"
 
 
 def _check_constructors(plain: Mapping[str, Any]) -> Iterator[str]:
