@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from medlite.config import digest
 from medlite.errors import RecordError
-from medlite.tasks.checkpoints import load_tensors, save_tensors
+from medlite.tasks.checkpoints import load_tensors, save_tensors, save_text
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,15 @@ class Entry:
 
     @property
     def is_done(self) -> bool:
-        """Whether the weights are whole: the record is written last."""
-        return (self.directory / "entry.json").exists()
+        """Whether the weights are whole and there: the record is written last.
+
+        Weights that somebody deleted are made anew.
+        """
+        return self._record_file.exists() and self.weights_file.exists()
+
+    @property
+    def _record_file(self) -> Path:
+        return self.directory / "entry.json"
 
     @property
     def weights_file(self) -> Path:
@@ -49,10 +56,9 @@ class Entry:
     def save(self, weights: Mapping[str, Any], state: Any, record: Mapping[str, Any]) -> None:
         """Finish the entry and drop its checkpoints."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._record_file.unlink(missing_ok=True)
         save_tensors({"weights": dict(weights), "state": state}, self.weights_file)
-        partial = self.directory / "entry.json.partial"
-        partial.write_text(json.dumps(record))
-        partial.replace(self.directory / "entry.json")
+        save_text(json.dumps(record), self._record_file)
         shutil.rmtree(self.fit_directory, ignore_errors=True)
 
     def load(self) -> tuple[dict[str, Any], Any]:
@@ -66,7 +72,7 @@ class Entry:
 
     def record(self) -> dict[str, Any]:
         """What was written beside the weights: curves, seconds, metrics."""
-        return json.loads((self.directory / "entry.json").read_text())
+        return json.loads(self._record_file.read_text())
 
     @contextmanager
     def lock(self) -> Iterator[None]:

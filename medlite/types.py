@@ -5,7 +5,7 @@ Shapes in docstrings: B batch, C channels, H W D height width depth, K logits.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -148,6 +148,10 @@ class Artifact:
         """Plain values, paths as strings."""
         plain = asdict(self)
         return plain | {"path": str(self.path), "files": [str(file) for file in self.files]}
+
+    def moved(self, move: Callable[[Path], Path]) -> Artifact:
+        """The same with other paths."""
+        return replace(self, path=move(self.path), files=tuple(move(file) for file in self.files))
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Artifact:

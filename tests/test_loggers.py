@@ -34,6 +34,18 @@ def test_csv_keeps_the_curves_of_each_fit_apart(tmp_path):
     assert (tmp_path / "curves" / "qat" / "metrics.csv").exists()
 
 
+def test_the_id_of_a_run_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        loggers._run_id(tmp_path / "wandb_id.txt")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert len(loggers._run_id(tmp_path / "wandb_id.txt")) == 8
+
+
 def test_a_resumed_job_stays_one_wandb_run_and_a_failed_one_is_finished(tmp_path):
     def failing():
         with loggers.open_sinks(Config(tmp_path, "wandb")) as sinks:

@@ -31,6 +31,29 @@ def test_an_entry_without_its_record_is_not_done(tmp_path):
     assert not entry.is_done
 
 
+def test_an_entry_whose_weights_were_deleted_is_made_anew(tmp_path):
+    entry = Store(tmp_path).entry("unet", {})
+    entry.save({"weight": torch.zeros(1)}, None, {"seconds": 1})
+    entry.weights_file.unlink()
+    assert not entry.is_done
+    entry.save({"weight": torch.ones(1)}, None, {"seconds": 2})
+    assert entry.is_done
+    assert (entry.load()[0]["weight"], entry.record()) == (torch.ones(1), {"seconds": 2})
+
+
+def test_weights_are_never_beside_the_record_of_others(tmp_path, monkeypatch):
+    entry = Store(tmp_path).entry("unet", {})
+    entry.save({}, None, {"seconds": 1})
+
+    def fail(text, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medlite.store.save_text", fail)
+    with pytest.raises(OSError, match="No space left"):
+        entry.save({}, None, {"seconds": 2})
+    assert not entry.is_done
+
+
 def test_checkpoints_go_when_the_entry_is_done(tmp_path):
     entry = Store(tmp_path).entry("unet", {})
     entry.fit_directory.mkdir(parents=True)

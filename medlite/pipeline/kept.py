@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from medlite.tasks.checkpoints import save_text
+
 
 def read_kept(path: Path, key: str) -> dict[str, Any] | None:
     """What an earlier run left under the same key."""
@@ -18,6 +20,4 @@ def read_kept(path: Path, key: str) -> dict[str, Any] | None:
 def write_kept(path: Path, key: str, value: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": key, "value": value}))
-    partial.replace(path)
+    save_text(json.dumps({"key": key, "value": value}), path)

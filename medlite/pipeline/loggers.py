@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from medlite.config import JobConfig
 from medlite.report.redact import redact_paths
+from medlite.tasks.checkpoints import save_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,5 +72,5 @@ def _open_wandb(config: JobConfig) -> Iterator[Sinks]:
 def _run_id(path: Path) -> str:
     """Kept in the run directory, so that a resumed run stays one run."""
     if not path.exists():
-        path.write_text(secrets.token_hex(4))
+        save_text(secrets.token_hex(4), path)
     return path.read_text()

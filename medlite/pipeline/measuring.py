@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -28,16 +29,18 @@ Artifacts = dict[str, dict[str, Artifact]]
 
 
 def export_models(job: Job, nets: Mapping[str, nn.Module], key: str) -> Artifacts:
-    """Every candidate in every format that a runtime of the job loads."""
-    path = job.config.directory / "artifacts.json"
+    """Every candidate in every format that a runtime of the job loads.
+
+    The paths are kept relative to the run directory, which may be moved or named otherwise.
+    """
+    directory = job.config.directory
+    path = directory / "artifacts.json"
     formats = sorted({runtime.format for runtime in job.runtimes.values()})
     key = digest([key, formats])
     kept = read_kept(path, key)
-    if kept is not None:
-        return {
-            name: {form: Artifact.from_json(artifact) for form, artifact in by_format.items()}
-            for name, by_format in kept.items()
-        }
+    found = None if kept is None else _find_artifacts(directory, kept)
+    if found is not None:
+        return found
     artifacts: Artifacts = {}
     for name, net in nets.items():
         _log.info("export: %s as %s", name or "the deployed model", ", ".join(formats))
@@ -45,15 +48,38 @@ def export_models(job: Job, nets: Mapping[str, nn.Module], key: str) -> Artifact
             net,
             formats=formats,
             input_shape=job.spec.input_shape,
-            directory=job.config.directory / "artifacts",
+            directory=directory / "artifacts",
             stem=name or "model",
         )
     plain = {
-        name: {form: artifact.to_json() for form, artifact in by_format.items()}
+        name: {
+            form: artifact.moved(lambda file: file.relative_to(directory)).to_json()
+            for form, artifact in by_format.items()
+        }
         for name, by_format in artifacts.items()
     }
     write_kept(path, key, plain)
     return artifacts
+
+
+def _find_artifacts(directory: Path, kept: Mapping[str, Any]) -> Artifacts | None:
+    """What was exported before, if every file of it is still in the run directory."""
+    relative = {
+        name: {form: Artifact.from_json(plain) for form, plain in by_format.items()}
+        for name, by_format in kept.items()
+    }
+    found = {
+        name: {form: each.moved(directory.joinpath) for form, each in by_format.items()}
+        for name, by_format in relative.items()
+    }
+    files = [
+        file
+        for by_format in found.values()
+        for each in by_format.values()
+        for file in (each.path, *each.files)
+    ]
+    is_whole = all(file.is_file() and file.is_relative_to(directory) for file in files)
+    return found if is_whole else None
 
 
 def measure(

@@ -18,10 +18,19 @@ def save_tensors(content: Any, path: Path) -> None:
     """Write tensors and plain values so that `path` is either whole or absent."""
     buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
     torch.save(content, buffer)
+    _save(buffer.getbuffer(), path)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write a text so that `path` is either whole or as it was."""
+    _save(text.encode(), path)
+
+
+def _save(content: bytes | memoryview, path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from medlite.errors import ConfigError
-from medlite.tasks.callbacks import Patience
+from medlite.tasks.callbacks import BestCheckpoint, Patience
 from medlite.tasks.checkpoints import AtomicCheckpointIO, load_tensors
 from medlite.tasks.plan import FitPlan, plan_fit, time_steps
 from medlite.tasks.supervised import SupervisedTask
@@ -108,6 +107,9 @@ def load_best(net: nn.Module, directory: Path, *, is_defined: bool) -> None:
         is_defined: whether there is a best epoch; otherwise the last one is taken.
     """
     file = directory / ("best.ckpt" if is_defined else "last.ckpt")
+    if not file.exists():
+        _log.warning("%s is gone: the weights of the last epoch are taken", file)
+        file = directory / "last.ckpt"
     state = load_tensors(file)["state_dict"]
     net.load_state_dict(
         {name[4:]: value for name, value in state.items() if name.startswith("net.")}
@@ -215,10 +217,11 @@ def _build_trainer(
 
 def _standard_callbacks(task: SupervisedTask, directory: Path) -> list[Callback]:
     settings = task.settings
-    checkpoint = partial(ModelCheckpoint, dirpath=directory, save_on_train_epoch_end=True)
+    options: dict[str, Any] = {"dirpath": directory, "save_on_train_epoch_end": True}
+    options["enable_version_counter"] = False
     callbacks: list[Callback] = [
-        checkpoint(filename="best", monitor=task.monitor, mode="max", enable_version_counter=False),
-        checkpoint(filename="last", enable_version_counter=False),
+        BestCheckpoint(filename="best", monitor=task.monitor, mode="max", **options),
+        ModelCheckpoint(filename="last", **options),
     ]
     if settings.early_stopping_patience is not None:
         patience = settings.early_stopping_patience

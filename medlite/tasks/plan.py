@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 
+from medlite.tasks.checkpoints import save_text
 from medlite.tasks.supervised import SupervisedTask
 from medlite.types import Batch
 
@@ -42,8 +43,8 @@ class FitPlan:
         return self.epochs * (training + self.val_batches * self.seconds_per_val_batch)
 
     def write(self, path: Path) -> None:
-        """Save as JSON."""
-        path.write_text(json.dumps(asdict(self)))
+        """Save as JSON, whole or not at all."""
+        save_text(json.dumps(asdict(self)), path)
 
     @classmethod
     def read(cls, path: Path) -> FitPlan:

@@ -9,7 +9,7 @@ from medlite.data.phantom import phantom
 from medlite.errors import RecordError, TrainingError
 from medlite.tasks.checkpoints import load_tensors, save_tensors
 from medlite.tasks.fit import fit
-from medlite.tasks.plan import plan_fit
+from medlite.tasks.plan import FitPlan, plan_fit
 from medlite.types import FitHooks, TrainSettings
 
 
@@ -167,6 +167,23 @@ def test_a_plan_keeps_its_budget(budget_minutes):
     least = plan.epochs * (1.5 + 0.5)
     assert plan.estimated_seconds <= max(60 * budget_minutes, least)
     assert plan.batches_per_epoch >= 1
+
+
+def test_a_plan_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    plan = plan_fit(
+        epochs=2, num_batches=5, num_val_batches=2, seconds=(1.0, 0.5), budget_minutes=None
+    )
+    plan.write(tmp_path / "plan.json")
+    assert FitPlan.read(tmp_path / "plan.json") == plan
+    (tmp_path / "plan.json").unlink()
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        plan.write(tmp_path / "plan.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
