@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,22 +94,39 @@ class _WrappingCounter:
 class NvmlSource:
     """The total energy counter of an NVIDIA board (Volta and later), through NVML.
 
+    NVML counts all boards of the machine, CUDA only those in CUDA_VISIBLE_DEVICES: the board is
+    the first of those, which is device 0 of CUDA.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES, indices or UUIDs; None reads the environment.
+
     Raises:
         BenchmarkError: no NVIDIA driver, or a board without the counter.
     """
 
     update_period_seconds = 0.1
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, visible: str | None = None) -> None:
         self._nvml: Any = require("pynvml", extra="nvml", needed_by="energy of NVIDIA boards")
+        if visible is None:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        first = visible.split(",")[0].strip() or "0"
         try:
             self._nvml.nvmlInit()
-            self._board = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            self._board = self._handle(first)
             self.name = f"NVML, board {self._nvml.nvmlDeviceGetName(self._board)}"
             self.read_joules()
         except self._nvml.NVMLError as error:
             message = f"NVML gives no energy: {error}"
             raise BenchmarkError(message) from error
+
+    def _handle(self, device: str) -> Any:
+        if device.isdecimal():
+            return self._nvml.nvmlDeviceGetHandleByIndex(int(device))
+        if device.startswith("GPU-"):
+            return self._nvml.nvmlDeviceGetHandleByUUID(device)
+        message = f"NVML counts whole boards, and CUDA_VISIBLE_DEVICES begins with {device}"
+        raise BenchmarkError(message)
 
     def read_joules(self) -> float:
         """Energy of the board since its driver was loaded."""

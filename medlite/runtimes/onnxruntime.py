@@ -61,7 +61,7 @@ class OnnxRuntime:
         """Open `artifact`; the graph for batches of one is built at once.
 
         Raises:
-            MissingDependency: `hardware` wants CUDA and this build has none.
+            MissingDependency: `hardware` wants CUDA, and this build has none or cannot load it.
         """
         reason = self.refuses(hardware)
         if reason:
@@ -146,6 +146,7 @@ class OnnxSession:
             session = onnxruntime.InferenceSession(
                 self._path, options, providers=_providers(self._hardware)
             )
+            _check_device(session, self._hardware)
             self._sessions[batch_size] = session
             self._input_name = session.get_inputs()[0].name
         return self._sessions[batch_size]
@@ -159,6 +160,22 @@ class OnnxSession:
 def _providers(hardware: Hardware) -> list[str]:
     on_cpu = ["CPUExecutionProvider"]
     return on_cpu if hardware.device == "cpu" else [CUDA, *on_cpu]
+
+
+def _check_device(session: Any, hardware: Hardware) -> None:
+    """Refuse a session that fell back to the CPU, which the engine itself only warns of.
+
+    Raises:
+        MissingDependency: CUDA was asked for and could not be loaded.
+    """
+    found = session.get_providers()
+    if hardware.device == "cuda" and CUDA not in found:
+        message = (
+            f"hardware.device=cuda, but ONNX Runtime could not load {CUDA} and fell back to "
+            f"{', '.join(found)}; its CUDA, cuDNN and driver must be those that this "
+            "onnxruntime-gpu was built for (https://onnxruntime.ai/docs/execution-providers)"
+        )
+        raise MissingDependency(message)
 
 
 def _operator_names(graph: Any) -> Iterator[str]:

@@ -144,19 +144,39 @@ class FakeNvml(types.ModuleType):
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
         return index
 
+    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        return uuid
+
     def nvmlDeviceGetName(self, board):  # noqa: N802
-        return "Fake Board"
+        return f"Fake Board {board}"
 
     def nvmlDeviceGetTotalEnergyConsumption(self, board):  # noqa: N802
         return self.millijoules
 
 
 def test_board_counts_millijoules(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(has_driver=True))
     source = find_energy_source("cuda")
     assert isinstance(source, NvmlSource)
     assert source.read_joules() == 7.0
-    assert source.name == "NVML, board Fake Board"
+    assert source.name == "NVML, board Fake Board 0"
+
+
+@pytest.mark.parametrize(
+    ("visible", "board"), [("1", "1"), ("3,1", "3"), ("GPU-89ab,0", "GPU-89ab"), ("", "0")]
+)
+def test_the_board_is_the_first_that_cuda_sees(monkeypatch, visible, board):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(has_driver=True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_energy_source("cuda").name == f"NVML, board Fake Board {board}"
+
+
+def test_a_part_of_a_board_is_not_counted(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(has_driver=True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-89ab")
+    with pytest.raises(BenchmarkError, match=r"NVML counts whole boards, .* begins with MIG-89ab"):
+        find_energy_source("cuda")
 
 
 def test_board_without_a_driver_says_so(monkeypatch):

@@ -214,6 +214,15 @@ def test_cuda_without_cuda_is_refused_with_what_it_needs(runtime, artifacts):
         runtime.load(artifacts["fp32", runtime.format], Hardware(device="cuda"))
 
 
+def test_onnx_runtime_that_falls_back_to_the_cpu_is_refused(artifacts, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    says = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # as its CUDA build does anywhere
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: says)
+    with pytest.raises(MissingDependency, match=r"hardware\.device=cuda, .* fell back to CPUExec"):
+        OnnxRuntime().load(artifacts["fp32", "onnx"], Hardware(device="cuda"))
+
+
 def test_threads_come_from_the_profile_then_its_cores_then_the_process():
     assert count_threads(Hardware(num_threads=3, cpu_affinity=[0])) == 3
     assert count_threads(Hardware(cpu_affinity=[0, 1])) == 2
