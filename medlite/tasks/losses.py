@@ -43,7 +43,7 @@ def build_loss(spec: DataSpec, *, name: str = "auto", class_weights: str = "none
     weights = _class_weights(spec, class_weights)
     is_softmax = spec.labels == "multiclass"
     if chosen == "cross_entropy":
-        return partial(F.cross_entropy, weight=weights) if is_softmax else _sigmoid_loss(weights)
+        return _softmax_loss(weights) if is_softmax else _sigmoid_loss(weights)
     monai_loss = _monai_loss(chosen, spec=spec, weights=weights)
     return partial(_on_channels, monai_loss, is_softmax=is_softmax, num_classes=spec.num_classes)
 
@@ -70,6 +70,16 @@ def _class_weights(spec: DataSpec, mode: str) -> Tensor | None:
         return torch.tensor([background / max(foreground, 1)])
     total = spec.num_samples["train"]
     return torch.tensor([(total - count) / max(count, 1) for count in spec.class_counts])
+
+
+def _softmax_loss(class_weights: Tensor | None) -> Loss:
+    """Cross-entropy for targets (B, ...) of logits (B, K, ...), on the device of the logits."""
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        weights = None if class_weights is None else class_weights.to(logits.device)
+        return F.cross_entropy(logits, target, weight=weights)
+
+    return loss
 
 
 def _sigmoid_loss(positive_weights: Tensor | None) -> Loss:

@@ -61,3 +61,14 @@ def test_unknown_class_weights_are_refused():
     spec = spec_of(task="classification", labels="multiclass", num_classes=3)
     with pytest.raises(ConfigError, match="did you mean 'balanced'"):
         build_loss(spec, class_weights="balance")
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("labels", ["binary", "multiclass"])
+def test_balanced_weights_go_where_the_logits_are(task, labels):
+    spec = spec_of(task=task, labels=labels, num_classes=1 if labels == "binary" else 3)
+    shape = (2,) if task == "classification" else (2, 8, 8)
+    logits = torch.zeros(2, spec.num_classes, *shape[1:], device="meta")
+    target = torch.zeros(shape, dtype=torch.long, device="meta")
+    loss = build_loss(spec, name="cross_entropy", class_weights="balanced")
+    assert loss(logits, target).is_meta
