@@ -6,16 +6,17 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medlite.command_line import conf_directory, find_options, user_directories
 from medlite.config import digest, locate, step_config
-from medlite.errors import ConfigError, MedliteError, did_you_mean
+from medlite.errors import EXIT_UNSAFE, ConfigError, MedliteError, did_you_mean
 from medlite.report import compare
 from medlite.report.comparison import BETTER_HIGH, ComparisonRow, rows_of
 from medlite.report.result import FILE_NAME, read_result
 from medlite.report.terminal import console
-from medlite.search.search import Outcome, Search
+from medlite.search.search import JobStopped, Outcome, Search
 from medlite.search.space import Recipe, build_space, overrides_of
 
 STEPS = ("distill", "prune", "low_rank", "ptq", "qat")
@@ -45,12 +46,10 @@ def main(argv: Sequence[str]) -> int:
         run = f"{name}-{'+'.join(recipe)}-{digest(values)[:6]}"
         words = [*overrides, *overrides_of(recipe, values)]
         words += [f"name={run}", f"outputs={options.outputs}"]
-        code = subprocess.run([sys.executable, "-m", "medlite", *words], check=False).returncode
-        if code:
-            message = f"the job ended with code {code}: medlite {' '.join(words)}"
-            raise MedliteError(message)
+        code = _run_job(words)
         result = options.outputs / "runs" / run / FILE_NAME
-        return outcome_of(result, options.goals, options.runtime)
+        outcome = outcome_of(result, options.goals, options.runtime)
+        return replace(outcome, is_unsafe=outcome.is_unsafe or code == EXIT_UNSAFE)
 
     study = Search(
         space=space,
@@ -65,6 +64,26 @@ def main(argv: Sequence[str]) -> int:
     targets = ["--csv", str(folder / f"{name}.csv"), "--html", str(folder / f"{name}.html")]
     compare.main([*dict.fromkeys(runs), "--over-seeds", *targets])
     return 0
+
+
+def _run_job(words: Sequence[str]) -> int:
+    """Run one job to its end, which may be that it is unsafe; returns its exit code.
+
+    Raises:
+        JobStopped: a signal ended it, such as Ctrl-C or the system's when memory is short.
+        MedliteError: it failed.
+    """
+    code = subprocess.run([sys.executable, "-m", "medlite", *words], check=False).returncode
+    if code < 0:
+        message = (
+            f"the job was stopped by signal {-code}; the same command repeats it: "
+            f"medlite {' '.join(words)}"
+        )
+        raise JobStopped(message)
+    if code not in (0, EXIT_UNSAFE):
+        message = f"the job ended with code {code}: medlite {' '.join(words)}"
+        raise MedliteError(message)
+    return code
 
 
 def outcome_of(path: Path, goals: Sequence[str], runtime: str | None) -> Outcome:

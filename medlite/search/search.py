@@ -7,12 +7,15 @@ arXiv:1907.10902) proposes; a recipe that fails the safety gate is infeasible, w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medlite.errors import MedliteError
+from filelock import FileLock, Timeout
+
+from medlite.errors import MedliteError, RecordError
 from medlite.optional import require
 from medlite.search.space import Recipe, Space
 
@@ -30,8 +33,13 @@ class Outcome:
     run: str
 
 
+class JobStopped(MedliteError):  # noqa: N818 - reads as what it is
+    """A job that a signal ended: it says nothing of its recipe, and is done again."""
+
+
 Evaluate = Callable[[Recipe, Mapping[str, str]], Outcome]
-"""(recipe, settings) -> outcome; raises MedliteError where the job fails"""
+"""(recipe, settings) -> outcome; raises JobStopped where the job was stopped, another
+MedliteError where it failed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +67,16 @@ class Search:
     def run(self, evaluate: Evaluate) -> Any:
         """Do what is missing of the trials; returns the Optuna study.
 
+        Jobs that were stopped are done again by the next call.
+
         Raises:
             MissingDependency: Optuna is not installed.
+            RecordError: another process is at this search.
         """
+        with _exclusive(self.journal):
+            return self._run(evaluate)
+
+    def _run(self, evaluate: Evaluate) -> Any:
         study = self._study()
         _repeat_interrupted(study)
 
@@ -71,7 +86,8 @@ class Search:
                 outcome = evaluate(recipe, values)
             except MedliteError as error:
                 _log.warning("%s: %s", SEPARATOR.join(recipe), error)
-                trial.set_user_attr("failure", str(error))
+                if not isinstance(error, JobStopped):
+                    trial.set_user_attr("failure", str(error))
                 raise
             trial.set_user_attr("run", outcome.run)
             trial.set_user_attr("violation", 1.0 if outcome.is_unsafe else 0.0)
@@ -113,6 +129,24 @@ class Search:
             for key in self.space.keys_of(recipe)
         }
         return recipe, values
+
+
+@contextmanager
+def _exclusive(journal: Path) -> Iterator[None]:
+    """Hold a journal: its running trials are those of one process, and others are left-overs."""
+    lock = FileLock(journal.with_suffix(".running"))  # Optuna itself locks ".journal.lock"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        message = (
+            f"another process is at the search of {journal}: wait for it, and start the same "
+            "command again to see what it found, or give this search other steps or settings"
+        )
+        raise RecordError(message) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _repeat_interrupted(study: Any) -> None:

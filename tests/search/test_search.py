@@ -1,15 +1,17 @@
 """The search for recipes: valid orders only, the frontier found, and nothing done twice."""
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import pytest
 
 from medlite.compression.low_rank import LowRank
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization, QuantizationAwareTraining
-from medlite.errors import ConfigError, MedliteError
+from medlite.errors import ConfigError, MedliteError, RecordError
+from medlite.search import command
 from medlite.search.command import main
-from medlite.search.search import Outcome, Search
+from medlite.search.search import JobStopped, Outcome, Search
 from medlite.search.space import build_space
 
 pytest.importorskip("optuna")
@@ -111,6 +113,76 @@ def test_a_search_that_was_stopped_goes_on(tmp_path):
     study = make_search(tmp_path, 100).run(evaluate)
     assert len(seen) == len(set(seen)) == make_search(tmp_path, 100).space.size
     assert make_search(tmp_path, 100).run(evaluate).trials == study.trials, "nothing is left to do"
+
+
+def test_a_second_process_at_a_search_is_refused(tmp_path):
+    def evaluate(recipe, values):
+        with pytest.raises(RecordError, match="another process is at the search of"):
+            make_search(tmp_path, 2).run(made_up)
+        return made_up(recipe, values)
+
+    study = make_search(tmp_path, 2).run(evaluate)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+
+
+def test_a_stopped_job_is_done_again_by_the_next_call_and_a_failed_one_is_not(tmp_path):
+    space = build_space({"prune": StructuredPruning, "ptq": PostTrainingQuantization}, max_steps=1)
+    search = Search(space=space, directions=("maximize", "minimize"), num_trials=2,
+                    journal=tmp_path / "s.journal", name="s")  # fmt: skip
+    calls = []
+
+    def evaluate(recipe, values):
+        calls.append(recipe)
+        if len(calls) <= 2:
+            kind = JobStopped if recipe == ("ptq",) else MedliteError
+            raise kind(recipe)
+        return made_up(recipe, values)
+
+    search.run(evaluate)
+    assert sorted(calls) == [("prune",), ("ptq",)]
+    search.run(evaluate)
+    assert calls[2:] == [("ptq",)]
+    search.run(evaluate)
+    assert len(calls) == 3
+
+
+@pytest.fixture
+def one_job(tmp_path, monkeypatch):
+    """Search one recipe whose job ends with this code; the trials and the jobs that were run."""
+    jobs = []
+
+    def search(code):
+        def fake_job(words, check):
+            jobs.append(words)
+            return SimpleNamespace(returncode=code)
+
+        def remember(self, evaluate):
+            studies.append(run(self, evaluate))
+            return studies[-1]
+
+        studies, run = [], Search.run
+        monkeypatch.setattr(command.subprocess, "run", fake_job)
+        monkeypatch.setattr(Search, "run", remember)
+        monkeypatch.setattr(command.compare, "main", lambda argv: 0)
+        outcome = Outcome(goals=(0.9, 1.0, 2.0), is_unsafe=False, run="run")
+        monkeypatch.setattr(command, "outcome_of", lambda *about: outcome)
+        main(["--steps", "ptq", "--trials", "1", "--outputs", str(tmp_path), "safety.enforce=true"])
+        monkeypatch.setattr(Search, "run", run)
+        return studies[0].trials, len(jobs)
+
+    return search
+
+
+def test_a_job_that_ends_unsafe_is_infeasible_and_no_failure(one_job):
+    ((trial,), num_jobs) = one_job(3)
+    assert (trial.state.name, trial.user_attrs["violation"]) == ("COMPLETE", 1.0)
+    assert one_job(3)[1] == num_jobs == 1
+
+
+@pytest.mark.parametrize(("code", "num_jobs"), [(0, 1), (1, 1), (-9, 2)])
+def test_only_a_job_that_a_signal_ended_is_repeated(one_job, code, num_jobs):
+    one_job(code)
+    assert one_job(0)[1] == num_jobs
 
 
 def test_larger_spaces_are_sampled_and_a_failed_job_is_not_tried_for_ever(tmp_path):
