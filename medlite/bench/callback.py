@@ -145,7 +145,8 @@ def _batches(loaders: Any) -> Iterator[Any]:
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-        yield from loader or ()
+        if loader is not None:  # not its truth, which would ask for a length
+            yield from loader
 
 
 def _images_of(batch: Any) -> Tensor:

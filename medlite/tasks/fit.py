@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
 from medlite.errors import ConfigError
@@ -63,7 +63,7 @@ def fit(
 
     Every epoch ends in a checkpoint in `directory`; the same call after a kill goes on from the
     last one and ends in the same weights, since order, augmentation and dropout depend on
-    (seed, epoch, sample) alone.
+    (seed, epoch, sample) alone. After the end it trains nothing more.
 
     Args:
         net: as `SupervisedTask` takes it.
@@ -88,10 +88,14 @@ def fit(
     task.total_steps = plan.total_steps
     announce(plan)
     history = History()
-    trainer = _build_trainer(task, plan, directory, [history], loggers)
-    last = directory / "last.ckpt"
+    last, finished = directory / "last.ckpt", directory / "finished"
     task.set_mode(is_training=True)
-    trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None)
+    if finished.exists() and last.exists():
+        history.load_state_dict(load_tensors(last)["callbacks"][history.state_key])
+    else:
+        trainer = _build_trainer(task, plan, directory, [history], loggers)
+        trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None)
+        finished.touch()
     load_best(net, directory, is_defined=_is_defined(history.rows, task.monitor))
     task.cpu()
     task.set_mode(is_training=False)
@@ -135,6 +139,16 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self._epoch_start = 0.0
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Log the epochs of before once more where a logger begins its file anew."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                for row in self.rows:
+                    step = (int(row["epoch"]) + 1) * int(trainer.num_training_batches) - 1
+                    logger.log_metrics({**row}, step=step)
 
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

@@ -7,7 +7,7 @@ import torch
 from fake_runtime import FakeRuntime
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from medlite.bench.callback import BenchmarkCallback, gather_images
 from medlite.errors import BenchmarkError
@@ -155,3 +155,14 @@ def test_batch_without_images_is_refused():
 def test_trainer_without_a_loader_is_refused():
     with pytest.raises(BenchmarkError, match="found no images"):
         gather_images(None)
+
+
+class Stream(IterableDataset):
+    """Images without a length."""
+
+    def __iter__(self):
+        yield from IMAGES
+
+
+def test_a_loader_without_a_length_is_taken():
+    assert len(gather_images(DataLoader(Stream(), batch_size=4))) == len(IMAGES)

@@ -1,9 +1,11 @@
 """Which epoch's weights a fit ends with, where that is not plain."""
 
+import csv
 import logging
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from medlite.data.module import ImageDataModule
@@ -23,14 +25,14 @@ def build_data(*, val_classes):
     return ImageDataModule(images, batch_size=8)
 
 
-def run_fit(directory, data, *, hooks=None, **settings):
+def run_fit(directory, data, *, hooks=None, loggers=(), **settings):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(data.spec.in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(4, 2),
     )  # fmt: skip
     return fit(
-        net, spec=data.spec, data=data, directory=directory, seed=3, hooks=hooks,
+        net, spec=data.spec, data=data, directory=directory, seed=3, hooks=hooks, loggers=loggers,
         settings=TrainSettings(**{"epochs": 4, "learning_rate": 1e-2, **settings}),
     )  # fmt: skip
 
@@ -81,9 +83,9 @@ def kill_after(num_epochs):
     return FitHooks(loss=loss, on_epoch_start=on_epoch_start)
 
 
-def run_unlearning(directory, *, kill=None):
-    data = build_data(val_classes=2)
-    return run_fit(directory, data, hooks=kill_after(kill), epochs=6, learning_rate=3e-2)
+def run_unlearning(directory, *, kill=None, **arguments):
+    data, hooks = build_data(val_classes=2), kill_after(kill)
+    return run_fit(directory, data, hooks=hooks, epochs=6, learning_rate=3e-2, **arguments)
 
 
 @pytest.fixture
@@ -123,3 +125,29 @@ def test_best_weights_that_are_lost_after_the_fit_leave_the_last(tmp_path, caplo
         result = run_unlearning(tmp_path)
     assert is_of(result, tmp_path / "last.ckpt")
     assert "best.ckpt is gone: the weights of the last epoch are taken" in caplog.text
+
+
+def test_a_fit_that_stopped_early_trains_nothing_more(tmp_path):
+    first = run_unlearning(tmp_path, early_stopping_patience=1)
+    assert len(first.history) < 6
+    for _ in range(2):
+        again = run_unlearning(tmp_path, early_stopping_patience=1)
+        assert again.history == first.history
+        assert again.seconds == first.seconds
+        assert is_of(first, tmp_path / "best.ckpt")
+        assert is_of(again, tmp_path / "best.ckpt")
+
+
+def test_csv_curves_of_a_resumed_fit_are_whole(tmp_path):
+    def logger():
+        return CSVLogger(tmp_path, name="curves", version="baseline")
+
+    with pytest.raises(KilledError):
+        run_unlearning(tmp_path / "fit", kill=4, loggers=[logger()])
+    result = run_unlearning(tmp_path / "fit", loggers=[logger()])
+    with (tmp_path / "curves" / "baseline" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+    assert [int(row["epoch"]) for row in rows] == list(range(6))
+    logged = [float(row["val/loss"]) for row in rows]
+    assert logged == pytest.approx([row["val/loss"] for row in result.history])
+    assert [int(row["step"]) for row in rows] == [2, 5, 8, 11, 14, 17]
