@@ -8,14 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from medlite.errors import ExportError
+from medlite.export.trace import layer_of
+
 aten = torch.ops.aten
 
 
 def replace_batch_norms(graph: GraphModule) -> None:
     """Write every batch normalisation as x scale + shift, with its running statistics, in place.
 
-    For those that are not folded into a layer because they follow none. While one is left,
-    torchao's conversion exports 96 patterns to look for it, which takes some 20 seconds.
+    For those that are not folded into a layer. While one is left, torchao's conversion exports 96
+    patterns to look for it, which takes some 20 seconds.
+
+    Raises:
+        ExportError: a batch normalisation has no running statistics.
     """
     for node in list(graph.graph.nodes):
         if node.target == aten.batch_norm.default:
@@ -25,26 +31,40 @@ def replace_batch_norms(graph: GraphModule) -> None:
 
 
 def _replace(graph: GraphModule, node: Node) -> None:
-    values, weight, bias, mean, variance, _, _, epsilon = cast("tuple[Any, ...]", node.args[:8])
+    values, weight, bias, mean, variance, uses_batch, _, epsilon = cast(
+        "tuple[Any, ...]", node.args[:8]
+    )
+    if mean is None or uses_batch:
+        message = (
+            f"the batch normalisation '{layer_of(node)}' has no running statistics, so that each "
+            "image's logits depend on the others of its batch; set track_running_stats=True"
+        )
+        raise ExportError(message)
     scale = (_tensor(graph, variance) + epsilon).rsqrt()
     if weight is not None:
         scale = scale * _tensor(graph, weight)
     shift = -_tensor(graph, mean) * scale
     if bias is not None:
         shift = shift + _tensor(graph, bias)
-    shape = (-1, *[1] * (node.meta["val"].ndim - 2))
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        graph.register_parameter(f"{node.name}_{name}", nn.Parameter(tensor.detach().view(shape)))
     with graph.graph.inserting_before(node):
-        scaled = graph.graph.call_function(
-            aten.mul.Tensor, (values, graph.graph.get_attr(f"{node.name}_scale"))
-        )
-        shifted = graph.graph.call_function(
-            aten.add.Tensor, (scaled, graph.graph.get_attr(f"{node.name}_shift"))
-        )
+        factor = _parameter(graph, node, "scale", scale)
+        scaled = graph.graph.call_function(aten.mul.Tensor, (values, factor))
+        term = _parameter(graph, node, "shift", shift)
+        shifted = graph.graph.call_function(aten.add.Tensor, (scaled, term))
     scaled.meta, shifted.meta = dict(node.meta), dict(node.meta)
     node.replace_all_uses_with(shifted)
     graph.graph.erase_node(node)
+
+
+def _parameter(graph: GraphModule, norm: Node, kind: str, tensor: Tensor) -> Node:
+    """A new parameter, one number a channel, as the normalisation's output can be joined with."""
+    name, output = f"{norm.name}_{kind}", norm.meta["val"]
+    parameter = nn.Parameter(tensor.detach().view(-1, *[1] * (output.ndim - 2)))
+    graph.register_parameter(name, parameter)
+    read = graph.graph.get_attr(name)
+    # quantisers ask for the shapes of what is added
+    read.meta["val"] = output.fake_mode.from_tensor(parameter, static_shapes=True)
+    return read
 
 
 def _tensor(graph: GraphModule, node: object) -> Tensor:

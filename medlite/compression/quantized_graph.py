@@ -1,8 +1,8 @@
 """A trained net as a graph that is rounded, calibrated, trained and converted.
 
 The way is torchao's "PT2E": export, prepare, calibrate or train, convert. Batch normalisation is
-folded into the convolution before it while preparing, for post-training quantisation and for
-quantisation-aware training alike.
+folded into the layer before it, where it can be, before the export: for post-training quantisation
+and for quantisation-aware training alike.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from medlite.compression.batch_norm import replace_batch_norms
@@ -23,6 +24,7 @@ from medlite.compression.fake_quantize import (
     fake_quantizers,
     set_mode,
 )
+from medlite.compression.norm_folding import find_folds, fold_norms
 from medlite.compression.quantizer import DROPOUTS, WEIGHTED, Int8Quantizer
 from medlite.errors import ExportError
 from medlite.export.trace import deployable, trace
@@ -52,20 +54,32 @@ def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantiz
         The graph on the CPU, in "measure" mode.
 
     Raises:
-        ExportError: torch cannot export the net.
+        ExportError: torch cannot export the net, or a batch normalisation has no running
+            statistics.
     """
     prepared = prepare_pt2e(exported(net, input_shape, is_trained_further=True), quantizer)
-    replace_batch_norms(prepared)
-    # torchao freezes the biases that it folds out of batch normalisation
     return _tidy(prepared).requires_grad_(True)
 
 
 def exported(
     net: nn.Module, input_shape: tuple[int, ...], *, is_trained_further: bool
 ) -> GraphModule:
-    """The graph of a copy of `net`, deployed where it can be; dropouts stay only for training."""
-    graph = trace(deployable(evaluation_copy(net)), input_shape).module(check_guards=False)
+    """The graph of a copy of `net`, deployed where it can be; dropouts stay only for training.
+
+    It holds no batch normalisation, because torchao and NNCF would fold one into a convolution
+    without asking what else reads that convolution's output (or its weight: pytorch/ao#2795).
+
+    Raises:
+        ExportError: torch cannot export the net, or a batch normalisation has no running
+            statistics.
+    """
+    deployed = deployable(evaluation_copy(net))
+    if any(isinstance(part, _BatchNorm) for part in deployed.modules()):
+        folds, _ = find_folds(deployed, input_shape)
+        fold_norms(deployed, folds)
+    graph = trace(deployed, input_shape).module(check_guards=False)
     _remove_dropouts(graph, only_idle=is_trained_further)
+    replace_batch_norms(graph)
     return graph
 
 

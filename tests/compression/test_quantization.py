@@ -222,7 +222,7 @@ def test_every_parameter_learns(trained_unet, spec):
     RangeSchedule(freeze_at=1.0).set_mode(graph, True)
     graph(make_batch(spec, 4).image).square().mean().backward()
     parameters = dict(graph.named_parameters())
-    assert "merge.0.weight_bias" in parameters
+    assert "merge.0.bias" in parameters
     assert all(parameter.grad is not None for parameter in parameters.values())
 
 
