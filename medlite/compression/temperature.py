@@ -28,7 +28,10 @@ ALL_BATCHES = 1_000_000
 """more than any validation split has"""
 
 MAX_PIXELS = 2_000_000
-"""of masks, spread evenly over the validation images: more would not move one number"""
+"""of masks, drawn from the validation images: more would not move one number"""
+
+SEED = 0
+"""of the draw"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +131,23 @@ def fit_temperature(logits: Tensor, target: Tensor, *, labels: Labels) -> float:
 def _validation_logits(
     net: nn.Module, batches: Sequence[Batch], task: Task
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and targets (N,) or (N, K) of images, or of pixels spread over them."""
+    """Logits (N, K) and targets (N,) or (N, K) of images, or of pixels drawn from all of them.
+
+    They are drawn at random: every n-th pixel of a volume would be one of few slices wherever n
+    and the number of slices have a common factor.
+    """
     logits = [net(batch.image).float() for batch in batches]
     targets = [batch.target for batch in batches]
     if task == "classification":
         return torch.cat(logits), torch.cat(targets)
-    step = math.ceil(sum(target.numel() for target in targets) / MAX_PIXELS)
-    of_pixels = [each.movedim(1, -1).flatten(0, -2)[::step] for each in logits]
-    return torch.cat(of_pixels), torch.cat([target.flatten()[::step] for target in targets])
+    share = MAX_PIXELS / sum(target.numel() for target in targets)
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = [torch.rand(target.numel(), generator=generator) < share for target in targets]
+    of_pixels = (each.movedim(1, -1).flatten(0, -2) for each in logits)
+    return (
+        torch.cat([pixels[which] for pixels, which in zip(of_pixels, drawn, strict=True)]),
+        torch.cat([each.flatten()[which] for each, which in zip(targets, drawn, strict=True)]),
+    )
 
 
 def _mean_loss(logits: Tensor, target: Tensor, temperature: float, labels: Labels) -> float:

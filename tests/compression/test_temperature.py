@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,12 +8,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from toy_world import TinyUNet, make_batch, make_context, make_spec, train
 
+from medlite.compression import temperature as temperature_module
 from medlite.compression.quantization import PostTrainingQuantization
 from medlite.compression.temperature import LARGEST, TemperatureScaling, fit_temperature
 from medlite.export.export import export_all
 from medlite.runtimes.onnxruntime import OnnxRuntime
 from medlite.runtimes.openvino import OpenVinoRuntime
-from medlite.types import Hardware
+from medlite.types import Batch, Hardware
 
 HARDWARE = Hardware(num_threads=1)
 
@@ -82,6 +84,23 @@ def test_a_net_is_divided_by_what_its_validation_images_say(spec, net):
     image = make_batch(spec, 2, seed=3).image
     torch.testing.assert_close(scaled(image), net(image) / state["temperature"])
     assert f"{state['temperature']:.3f}; NLL on " in context.report.lines["temperature"]
+
+
+def test_the_pixels_of_a_volume_are_drawn_from_all_of_its_slices(monkeypatch):
+    """Every 16th pixel would be of the first of 16 slices, where all decisions are right."""
+    masks = torch.zeros(2, 32, 32, 16, dtype=torch.long)
+    masks[:, 8:24, 8:24] = 1
+    generator = torch.Generator().manual_seed(1)
+    is_wrong = torch.rand(masks.shape, generator=generator) < 0.2
+    is_wrong[..., 0] = False
+    images = torch.where((masks > 0) != is_wrong, 3.0, -3.0)[:, None]
+    monkeypatch.setattr(temperature_module, "MAX_PIXELS", masks.numel() // 16)
+    batch = Batch(images, masks, torch.arange(2))
+    spec = make_spec(image_size=(32, 32, 16))
+    context = replace(make_context(spec), validation_batches=lambda _: [batch])
+    _, state = TemperatureScaling().apply(nn.Identity(), context)
+    expected = fit_temperature(images, masks, labels="binary")
+    assert state["temperature"] == pytest.approx(expected, rel=0.1)  # 2,048 draws tell no more
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
