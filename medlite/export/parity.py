@@ -5,6 +5,7 @@ Shapes in docstrings: N images, K logits, H W D height width depth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ class Tolerance:
     """between the two masks, for segmentation"""
 
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 _FLOAT = Tolerance(max_relative_difference=1e-3, max_flip_ratio=1e-3, min_dice=0.999)
 
 TOLERANCES = {
@@ -60,9 +63,10 @@ class Parity:
     num_images: int
     max_abs_difference: float
     max_relative_difference: float
-    """the largest difference over the largest |logit| of torch"""
+    """the largest difference over the largest |logit| of torch; infinite where a logit is not
+    finite"""
     cosine: float
-    """between all logits of torch and all of the runtime"""
+    """between all logits of torch and all of the runtime; NaN where one is not finite"""
     num_decisions: int
     num_flips: int
     dice: float | None
@@ -112,12 +116,15 @@ def check_parity(
     decided, decided_there = (
         decisions(torch.from_numpy(logits), labels).numpy() for logits in (ours, theirs)
     )
-    relative = difference / max(_largest(ours), float(np.finfo(np.float32).tiny))
+    is_finite = math.isfinite(difference)
+    relative = difference / max(_largest(ours), _TINY) if is_finite else math.inf
     num_flips = int(np.count_nonzero(decided != decided_there))
     dice = _dice(decided, decided_there) if ours.ndim > 2 else None
     tolerance = TOLERANCES[precision]
     reasons = _broken(
         tolerance,
+        num_logits=theirs.size,
+        num_not_finite=int(np.count_nonzero(~np.isfinite(theirs))),
         max_relative_difference=relative,
         num_decisions=decided.size,
         num_flips=num_flips,
@@ -142,11 +149,13 @@ def check_parity(
 def _largest(values: np.ndarray) -> float:
     """The largest magnitude; infinite where a value is not a number."""
     largest = float(np.abs(values).max())
-    return largest if np.isfinite(largest) else float("inf")
+    return largest if math.isfinite(largest) else math.inf
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     norms = np.linalg.norm(a) * np.linalg.norm(b)
+    if not math.isfinite(norms):
+        return math.nan
     return float(np.sum(a * b) / norms) if norms > 0 else float(np.array_equal(a, b))
 
 
@@ -159,6 +168,8 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 def _broken(
     tolerance: Tolerance,
     *,
+    num_logits: int,
+    num_not_finite: int,
     max_relative_difference: float,
     num_decisions: int,
     num_flips: int,
@@ -168,7 +179,12 @@ def _broken(
     flip_ratio = num_flips / num_decisions
     checks = (
         (
-            limit is not None and not max_relative_difference <= limit,
+            num_not_finite > 0,
+            f"{num_not_finite} of {num_logits} logits of the runtime are NaN or infinite, which no "
+            "decision can rest on",
+        ),
+        (
+            not num_not_finite and limit is not None and not max_relative_difference <= limit,
             f"logits differ by {max_relative_difference:.2g} of the largest, more than {limit}",
         ),
         (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medlite.errors import ExportError
-from medlite.export.parity import check_parity
+from medlite.export.parity import TOLERANCES, check_parity
 
 GENERATOR = np.random.default_rng(0)
 
@@ -86,11 +86,24 @@ def test_lost_small_lesion_fails_although_few_pixels_flip():
     assert "Dice 0.0000" in parity.reasons[0]
 
 
-def test_not_a_number_never_passes():
-    ours = GENERATOR.normal(size=(4, 2))
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_logits_that_are_not_finite_never_pass(value, precision):
+    """No decision flips: neither value is above 0, and neither are torch's logits."""
+    ours = np.full((4, 1), -1.0)
     theirs = ours.copy()
-    theirs[0, 0] = np.nan
-    assert not compare(ours, theirs).passed
+    theirs[0, 0] = value
+    parity = compare(ours, theirs, labels="binary", precision=precision)
+    assert parity.num_flips == 0
+    assert not parity.passed
+    (reason,) = parity.reasons
+    assert reason.startswith("1 of 4 logits of the runtime are NaN or infinite")
+    assert parity.max_relative_difference == math.inf
+
+
+def test_a_difference_from_logits_of_torch_that_are_not_finite_is_infinite():
+    parity = compare(np.full((4, 2), np.inf), np.ones((4, 2)))
+    assert (parity.passed, parity.max_relative_difference) == (False, math.inf)
 
 
 def test_metric_difference_is_the_runtimes_less_torchs():
