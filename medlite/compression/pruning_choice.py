@@ -56,7 +56,8 @@ class Choice:
 
     def _num_kept(self, candidate: Candidate, share_left: float) -> int:
         step = self._step(candidate.group)
-        return max(1, math.ceil(candidate.num_at_first * share_left / step)) * step
+        least = candidate.num_at_first * share_left - _ROUNDING
+        return max(1, math.ceil(least / step)) * step
 
     def _step(self, group: ChannelGroup) -> int:
         """The number of units is a multiple of this."""

@@ -36,6 +36,17 @@ def test_locally_every_group_loses_the_same_share_and_its_lowest_scores():
     assert gone(plans) == {"a": [1, 2], "b": [1]}
 
 
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("num", [10, 20, 80, 100, 160, 240, 960])
+def test_a_share_that_is_a_whole_number_of_channels_keeps_just_that_many(num, round_to):
+    """1 - 0.7 is a little more than 0.3 in floating point; the exact share is of integers."""
+    choice = Choice(scope="local", round_to=round_to, max_ratio=0.95)
+    for tenths in range(1, 10):
+        plans = choice.plans([candidate("a", [1.0] * num)], 1 - tenths / 10)
+        num_kept = -(-num * (10 - tenths) // (10 * round_to)) * round_to
+        assert sum(len(units) for _, units in plans) == max(0, num - num_kept)
+
+
 def test_globally_the_lowest_relative_scores_of_all_groups_go():
     choice = Choice(scope="global", round_to=1, max_ratio=0.9)
     # relative to the means: 0.08, 0.08, 1.9, 1.9 and 0.75, 1, 1.25
