@@ -47,24 +47,29 @@ def _replace(graph: GraphModule, node: Node) -> None:
     if bias is not None:
         shift = shift + _tensor(graph, bias)
     with graph.graph.inserting_before(node):
-        factor = _parameter(graph, node, "scale", scale)
+        factor = _parameter(graph, node, "scale", scale, _is_trained(graph, weight))
         scaled = graph.graph.call_function(aten.mul.Tensor, (values, factor))
-        term = _parameter(graph, node, "shift", shift)
+        term = _parameter(graph, node, "shift", shift, _is_trained(graph, bias))
         shifted = graph.graph.call_function(aten.add.Tensor, (scaled, term))
     scaled.meta, shifted.meta = dict(node.meta), dict(node.meta)
     node.replace_all_uses_with(shifted)
     graph.graph.erase_node(node)
 
 
-def _parameter(graph: GraphModule, norm: Node, kind: str, tensor: Tensor) -> Node:
+def _parameter(graph: GraphModule, norm: Node, kind: str, tensor: Tensor, is_trained: bool) -> Node:
     """A new parameter, one number a channel, as the normalisation's output can be joined with."""
     name, output = f"{norm.name}_{kind}", norm.meta["val"]
     parameter = nn.Parameter(tensor.detach().view(-1, *[1] * (output.ndim - 2)))
-    graph.register_parameter(name, parameter)
+    graph.register_parameter(name, parameter.requires_grad_(is_trained))
     read = graph.graph.get_attr(name)
     # quantisers ask for the shapes of what is added
     read.meta["val"] = output.fake_mode.from_tensor(parameter, static_shapes=True)
     return read
+
+
+def _is_trained(graph: GraphModule, node: object) -> bool:
+    """Whether the normalisation has such a parameter, and it is not frozen."""
+    return node is not None and _tensor(graph, node).requires_grad
 
 
 def _tensor(graph: GraphModule, node: object) -> Tensor:

@@ -16,3 +16,10 @@ def evaluation_copy(net: nn.Module) -> nn.Module:
     was_training = net.training
     net.train().train(was_training)
     return copy.deepcopy(net).cpu().eval()
+
+
+def freeze_like(net: nn.Module, original: nn.Module) -> None:
+    """Train those parameters of `net` that `original` trains, by name, and those that it lacks."""
+    is_trained = {name: parameter.requires_grad for name, parameter in original.named_parameters()}
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(is_trained.get(name, True))

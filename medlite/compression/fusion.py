@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from medlite.compression.checks import check_options
-from medlite.compression.copies import evaluation_copy
+from medlite.compression.copies import evaluation_copy, freeze_like
 from medlite.compression.net_difference import first_difference, relative_difference
 from medlite.compression.norm_folding import find_folds, fold_norms, fold_structure
 from medlite.compression.order import Stage
@@ -140,9 +140,7 @@ def _merge(net: nn.Module) -> nn.Module:
     if _shapes(merged) == _shapes(net):
         return net
     # timm freezes what lies beside the branches of a block that it merges (squeeze and excitation)
-    trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
-    for name, parameter in merged.named_parameters():
-        parameter.requires_grad_(trained.get(name, True))
+    freeze_like(merged, net)
     # some blocks of timm fail when they are merged again, which exports and quantisation would do
     vars(merged)["deploy"] = None
     return merged

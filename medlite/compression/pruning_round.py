@@ -12,7 +12,7 @@ from medlite.compression.channel_groups import ChannelGroup, find_groups
 from medlite.compression.channel_importance import accumulate_evidence, score_units, scored_weights
 from medlite.compression.channel_removal import Plan, remove_units
 from medlite.compression.channel_trace import Place, label_channels
-from medlite.compression.copies import evaluation_copy
+from medlite.compression.copies import evaluation_copy, freeze_like
 from medlite.compression.pruning_choice import (
     Candidate,
     Choice,
@@ -70,6 +70,7 @@ class Pruner:
             pruned, done = self._reach(self.goal, surgery, candidates, left, turn)
         self.pruned |= {group_key(group) for group, _ in done}
         self.num_turns += 1
+        freeze_like(pruned, net)
         return pruned
 
     def _candidates(self, net: nn.Module, groups: list[ChannelGroup]) -> list[Candidate]:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from medlite.compression.batch_norm import replace_batch_norms
-from medlite.compression.copies import evaluation_copy
+from medlite.compression.copies import evaluation_copy, freeze_like
 from medlite.compression.fake_quantize import (
     Mode,
     PerTensorFakeQuantize,
@@ -51,14 +51,13 @@ def prepare(net: nn.Module, input_shape: tuple[int, ...], quantizer: Int8Quantiz
         quantizer: what is rounded.
 
     Returns:
-        The graph on the CPU, in "measure" mode.
+        The graph on the CPU, in "measure" mode; what is frozen in `net` is frozen in it.
 
     Raises:
         ExportError: torch cannot export the net, or a batch normalisation has no running
             statistics.
     """
-    prepared = prepare_pt2e(exported(net, input_shape, is_trained_further=True), quantizer)
-    return _tidy(prepared).requires_grad_(True)
+    return _tidy(prepare_pt2e(exported(net, input_shape, is_trained_further=True), quantizer))
 
 
 def exported(
@@ -74,6 +73,7 @@ def exported(
             statistics.
     """
     deployed = deployable(evaluation_copy(net))
+    freeze_like(deployed, net)  # timm freezes what lies beside the branches that it merges
     if any(isinstance(part, _BatchNorm) for part in deployed.modules()):
         folds, _ = find_folds(deployed, input_shape)
         fold_norms(deployed, folds)

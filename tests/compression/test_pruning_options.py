@@ -70,6 +70,14 @@ def test_every_criterion_prunes_and_restores_exactly(net, spec, importance, scop
     assert (again(image) - pruned(image)).abs().max().item() == 0.0
 
 
+def test_frozen_parameters_are_pruned_and_stay_frozen(net, spec):
+    net.stem.requires_grad_(False)
+    pruned, _ = replace(STEP, importance="taylor").apply(net, keep_weights(make_context(spec)))
+    assert num_parameters(pruned.stem) < num_parameters(net.stem)
+    flags = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    assert flags == {name: part.requires_grad for name, part in pruned.named_parameters()}
+
+
 def test_channels_of_the_smallest_scales_of_batch_normalisation_go(net, spec):
     step = replace(STEP, importance="bn_scale")
     pruned, _ = step.apply(net, keep_weights(make_context(spec)))

@@ -115,9 +115,25 @@ def test_without_rounding_a_prepared_net_of_monai_is_the_float_net():
 
 @pytest.mark.parametrize("case", NETS)
 def test_every_parameter_of_a_prepared_net_learns(case):
-    graph = prepared(with_statistics(copy.deepcopy(NETS[case])))
+    net = with_statistics(copy.deepcopy(NETS[case]))
+    graph = prepared(net)
     graph(torch.randn(3, 1, SIZE, SIZE)).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in graph.parameters())
+    statistics = {name for name, parameter in graph.named_parameters() if parameter.grad is None}
+    assert bool(statistics) == (case == "without weights")
+    assert all(not graph.get_parameter(name).requires_grad for name in statistics)
+
+
+def test_what_is_frozen_stays_frozen_and_what_it_is_folded_into_as_well():
+    parts = nn.Conv2d(8, 8, 3, padding=1, bias=False), norm(), nn.ReLU(), norm()
+    net = with_statistics(Wired(in_a_row, *parts))
+    frozen = net.stem, net.parts[0], net.parts[1], net.parts[3].bias
+    for part in frozen:
+        part.requires_grad_(False)
+    parameters = dict(prepared(net).named_parameters())
+    assert {name for name, parameter in parameters.items() if not parameter.requires_grad} == {
+        "stem.weight", "stem.bias", "parts.0.weight", "parts.0.bias", "batch_norm_shift",
+    }  # fmt: skip
+    assert {"conv.weight", "conv.bias", "batch_norm_scale", "head.bias"} < parameters.keys()
 
 
 def test_a_quantised_net_with_norms_that_stay_reloads_strictly():
