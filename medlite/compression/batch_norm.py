@@ -1,4 +1,7 @@
-"""Batch normalisation of an exported graph as the multiplication and addition that it is."""
+"""Batch normalisation of an exported graph as the multiplication and addition that it is.
+
+Shapes in docstrings: C channels.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +60,20 @@ def _replace(graph: GraphModule, node: Node) -> None:
 
 
 def _parameter(graph: GraphModule, norm: Node, kind: str, tensor: Tensor, is_trained: bool) -> Node:
-    """A new parameter, one number a channel, as the normalisation's output can be joined with."""
+    """A new parameter (C,), seen in the shape that the normalisation's output is joined with.
+
+    A vector, because optimisers spare vectors the weight decay, as they do the net's own norms.
+    """
     name, output = f"{norm.name}_{kind}", norm.meta["val"]
-    parameter = nn.Parameter(tensor.detach().view(-1, *[1] * (output.ndim - 2)))
-    graph.register_parameter(name, parameter.requires_grad_(is_trained))
+    parameter = nn.Parameter(tensor.detach(), requires_grad=is_trained)
+    graph.register_parameter(name, parameter)
     read = graph.graph.get_attr(name)
+    shape = [-1, *[1] * (output.ndim - 2)]
+    seen = graph.graph.call_function(aten.view.default, (read, shape))
     # quantisers ask for the shapes of what is added
     read.meta["val"] = output.fake_mode.from_tensor(parameter, static_shapes=True)
-    return read
+    seen.meta["val"] = read.meta["val"].view(shape)
+    return seen
 
 
 def _is_trained(graph: GraphModule, node: object) -> bool:

@@ -123,6 +123,13 @@ def test_every_parameter_of_a_prepared_net_learns(case):
     assert all(not graph.get_parameter(name).requires_grad for name in statistics)
 
 
+def test_optimisers_see_a_norm_that_stays_as_vectors():
+    """They spare vectors the weight decay."""
+    graph = prepared(with_statistics(Wired(in_a_row, norm(), conv())))
+    shapes = {name: tuple(p.shape) for name, p in graph.named_parameters() if "norm" in name}
+    assert shapes == {"batch_norm_scale": (8,), "batch_norm_shift": (8,)}
+
+
 def test_what_is_frozen_stays_frozen_and_what_it_is_folded_into_as_well():
     parts = nn.Conv2d(8, 8, 3, padding=1, bias=False), norm(), nn.ReLU(), norm()
     net = with_statistics(Wired(in_a_row, *parts))
