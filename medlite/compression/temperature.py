@@ -17,12 +17,16 @@ from medlite.compression.copies import evaluation_copy
 from medlite.compression.order import Stage
 from medlite.export.trace import deployable
 from medlite.metrics import calibration
+from medlite.metrics.decisions import decisions
 
 if TYPE_CHECKING:
     from medlite.types import Batch, CompressionContext, DataSpec, Labels, Task
 
 LARGEST = 20.0
 """of the temperature; the least is 1 / LARGEST"""
+
+NEAR = 0.01
+"""of the end of the range, as a share: what is called its end"""
 
 ALL_BATCHES = 1_000_000
 """more than any validation split has"""
@@ -42,7 +46,8 @@ class TemperatureScaling:
     number minimises the negative log likelihood, of binary and multi-label logits as of
     multi-class ones, and of masks over pixels. No decision changes, no order of patients by the
     probability of a binary or multi-label class does; the division goes into the exported file.
-    What it mends is confidence: it cannot bring back a class that was lost.
+    What it mends is confidence: it cannot bring back a class that was lost. Where no decision on
+    the validation images is wrong, no temperature fits: the logits stay as they are.
     """
 
     stage: ClassVar[Stage] = "calibrate"
@@ -56,7 +61,9 @@ class TemperatureScaling:
             context.report("temperature", "one division of the logits, fitted on validation images")
             return scale_logits(net, 1.0), {"temperature": 1.0}
         logits, target = _validation_logits(net, context.validation_batches(ALL_BATCHES), spec.task)
-        temperature = fit_temperature(logits, target, labels=spec.labels)
+        temperature = 1.0
+        if not _is_faultless(logits, target, spec.labels):
+            temperature = fit_temperature(logits, target, labels=spec.labels)
         context.report("temperature", _describe(logits, target, temperature, spec))
         return scale_logits(net, temperature), {"temperature": temperature}
 
@@ -150,6 +157,10 @@ def _validation_logits(
     )
 
 
+def _is_faultless(logits: Tensor, target: Tensor, labels: Labels) -> bool:
+    return torch.equal(decisions(logits, labels), target.long())
+
+
 def _mean_loss(logits: Tensor, target: Tensor, temperature: float, labels: Labels) -> float:
     """Mean negative log likelihood of logits divided by `temperature`."""
     scaled = logits / temperature
@@ -161,6 +172,17 @@ def _describe(logits: Tensor, target: Tensor, temperature: float, spec: DataSpec
         _mean_loss(logits.double(), target, divisor, spec.labels) for divisor in (1.0, temperature)
     )
     what = "images" if spec.task == "classification" else "pixels"
-    return (
-        f"{temperature:.3f}; NLL on {len(logits):,} validation {what} {before:.4f} -> {after:.4f}"
-    )
+    where = f"{len(logits):,} validation {what}"
+    if _is_faultless(logits, target, spec.labels):
+        return (
+            f"1, as no decision on {where} is wrong: any smaller temperature would fit better, and "
+            f"how confident to be cannot be read from them; NLL {before:.4f}"
+        )
+    found = f"{temperature:.3f}; NLL on {where} {before:.4f} -> {after:.4f}"
+    if abs(math.log(temperature)) > math.log(LARGEST) - NEAR:
+        end = LARGEST if temperature > 1 else 1 / LARGEST
+        found += (
+            f"; THIS IS THE END OF THE RANGE, {end:g}: no temperature within it makes these logits "
+            "fit; look at what the net gives for validation images before you trust a probability"
+        )
+    return found

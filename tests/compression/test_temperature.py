@@ -103,6 +103,32 @@ def test_the_pixels_of_a_volume_are_drawn_from_all_of_its_slices(monkeypatch):
     assert state["temperature"] == pytest.approx(expected, rel=0.1)  # 2,048 draws tell no more
 
 
+def applied_to(images, classes):
+    """The temperature that a net which gives its images as logits gets, and what is reported."""
+    batch = Batch(images, classes, torch.arange(len(images)))
+    labels = "multilabel" if classes.ndim > 1 else "multiclass"
+    spec = make_spec("classification", labels, num_classes=3)
+    context = replace(make_context(spec), validation_batches=lambda _: [batch])
+    _, state = TemperatureScaling().apply(nn.Identity(), context)
+    return state["temperature"], context.report.lines["temperature"]
+
+
+@pytest.mark.parametrize("labels", ["multiclass", "multilabel"])
+def test_faultless_decisions_leave_the_logits_as_they_are(labels):
+    classes = torch.arange(3)
+    target = classes if labels == "multiclass" else torch.eye(3).long()
+    temperature, text = applied_to(4 * torch.eye(3) - 1, target)
+    assert temperature == 1.0
+    assert "no decision on 3 validation images is wrong" in text
+
+
+def test_a_temperature_at_the_end_of_its_range_is_reported_as_such():
+    """Every decision is wrong, so that the less confident, the better."""
+    temperature, text = applied_to(4 * torch.eye(3), torch.tensor([1, 2, 0]))
+    assert temperature == pytest.approx(LARGEST, rel=0.01)
+    assert "THIS IS THE END OF THE RANGE, 20" in text
+
+
 @pytest.mark.parametrize("is_quantized", [False, True])
 def test_every_form_is_restored_and_exported_with_its_temperature(
     spec, net, tmp_path, is_quantized
