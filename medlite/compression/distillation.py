@@ -20,6 +20,12 @@ from medlite.compression.teacher_divergence import hard_divergence, softened_div
 from medlite.errors import MedliteError
 from medlite.types import Batch, CompressionContext, DataSpec, FitHooks
 
+_NOTHING_TAUGHT = (
+    "above 0: without feature_weight and rank_weight the teacher would teach nothing; take "
+    "compression=finetune to train on without one"
+)
+_UNUSED_MAPS = "read with feature_weight=0 and rank_weight=0; set one of them above 0"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
@@ -91,6 +97,8 @@ class Distillation:
                 ("teacher", self.teacher, _is_named(self.teacher), "a name or a list of names"),
                 ("temperature", self.temperature, self.temperature > 0, "above 0"),
                 ("alpha", self.alpha, 0 <= self.alpha <= 1, "in [0, 1]"),
+                ("alpha", self.alpha, bool(self.alpha or self._compares_maps), _NOTHING_TAUGHT),
+                ("features", self.features, self._compares_maps or not self.features, _UNUSED_MAPS),
                 *_one_of("class_weights", self.class_weights, ("none", "balanced")),
                 *_one_of("boundary_of", self.boundary_of, ("label", "teacher")),
                 ("boundary_weight", self.boundary_weight, self.boundary_weight >= 0, "0 or above"),
@@ -106,6 +114,10 @@ class Distillation:
     def compares_logits(self) -> bool:
         """Whether the teacher must know the same classes."""
         return self.alpha > 0
+
+    @property
+    def _compares_maps(self) -> bool:
+        return bool(self.feature_weight or self.rank_weight)
 
     def apply(
         self, net: nn.Module, context: CompressionContext
@@ -205,7 +217,7 @@ class Distillation:
         return near if weights is None else near * weights
 
     def _pairs(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> dict[str, str]:
-        if not (self.feature_weight or self.rank_weight):
+        if not self._compares_maps:
             return {}
         if self.features:
             return dict(self.features)

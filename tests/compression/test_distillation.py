@@ -139,10 +139,10 @@ def test_a_student_comes_closer_to_its_teacher(classes):
     assert state == {}
 
 
-def test_alpha_zero_is_ordinary_training(classes):
+def test_a_vanishing_alpha_is_ordinary_training(classes):
     start = train(TinyClassifier(), classes, epochs=1)
     teacher = ConstantTeacher([0.2, 0.3, 0.5])
-    step = Distillation(epochs=1, learning_rate=1e-3, alpha=0.0)
+    step = Distillation(epochs=1, learning_rate=1e-3, alpha=1e-9)
     distilled, _ = step.apply(start, make_context(classes, teacher=teacher))
     trained = make_context(classes).fit(
         copy.deepcopy(start), name="plain", epochs=1, learning_rate=1e-3
@@ -292,6 +292,11 @@ def test_segmentation_is_distilled():
         ({"temperature": 0.0}, "temperature: 0.0 is not above 0"),
         ({"kind": "medium"}, "kind: 'medium' is not soft or hard"),
         ({"alpha": 2.0}, r"alpha: 2.0 is not in \[0, 1\]"),
+        ({"alpha": 0.0}, "alpha: 0.0 is not above 0: .* the teacher would teach nothing"),
+        (
+            {"features": {"merge": "merge"}},
+            r"features: \{'merge': 'merge'\} is not read with feature_weight=0 and rank_weight=0",
+        ),
         ({"feature_weight": -1.0}, "feature_weight: -1.0 is not 0 or above"),
     ],
 )
