@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from medlite.compression.channel_importance import accumulate_gradients
@@ -246,12 +247,25 @@ class Sparsity:
         context.report("sparsity in practice", describe_practice(net, sparse, self.pattern))
 
 
+class _Clock(nn.Module):
+    """The share of the epochs that was done when the latest one began, for checkpoints to hold."""
+
+    done: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("done", torch.zeros(()))
+
+
 @dataclass
 class MaskRamp:
     """The gradual schedule of a step: masks by magnitude, anew in every epoch.
 
-    Every epoch has the sparsity that is due at its end, so that none is spent without zeros. The
-    masks follow from the stored weights and the epoch alone: a resumed fit makes the same.
+    Every epoch has the sparsity that is due at its end, so that none is spent without zeros, and
+    the last one the sparsity that is judged. A budget of time may leave fewer epochs than the step
+    has, so the length of one is what was done since the epoch before; only the first has to be
+    taken for one of the step's own. The masks follow from the stored weights and these shares
+    alone, which checkpoints hold: a resumed fit makes the same.
 
     Args:
         step: whose options hold.
@@ -261,13 +275,17 @@ class MaskRamp:
     step: Sparsity
     layers: Mapping[str, SparseLayer]
     progress: float = field(init=False)
+    clock: _Clock = field(init=False)
 
     def __post_init__(self) -> None:
+        self.clock = _Clock()
         self.progress = self._progress(0.0)
 
     def hooks(self) -> FitHooks:
         """What a fit needs to follow the schedule."""
-        return FitHooks(set_mode=self.set_mode, on_epoch_start=self.on_epoch_start)
+        return FitHooks(
+            auxiliary=self.clock, set_mode=self.set_mode, on_epoch_start=self.on_epoch_start
+        )
 
     def set_mode(self, net: nn.Module, is_training: bool) -> None:
         """Switch the net, in evaluation to its final sparsity."""
@@ -277,10 +295,12 @@ class MaskRamp:
     def on_epoch_start(self, net: nn.Module, done: float) -> None:
         """Go on in the schedule."""
         self.progress = self._progress(done)
+        self.clock.done.fill_(done)
         self._change_masks(net, self.progress)
 
     def _progress(self, done: float) -> float:
-        return min(1.0, (done + 1 / self.step.epochs) / self.step.ramp_until)
+        length = max(done - float(self.clock.done), 1 / self.step.epochs)
+        return min(1.0, (done + length) / self.step.ramp_until)
 
     def _change_masks(self, net: nn.Module, progress: float) -> None:
         scores = _magnitudes(stored_weights(net, self.layers))

@@ -13,7 +13,7 @@ from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_s
 
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.sparse_layers import find_ends, find_layers
-from medlite.compression.sparsity import Sparsity, prune_by_magnitude
+from medlite.compression.sparsity import MaskRamp, Sparsity, prune_by_magnitude
 from medlite.compression.weight_masks import hold_masks, mask_of_blocks, masks_of_each
 from medlite.data.module import ImageDataModule
 from medlite.data.phantom import phantom
@@ -277,6 +277,43 @@ def test_the_gradual_schedule_is_cubic_and_evaluates_at_its_end(spec):
     expected = [0.6 * (1 - (1 - epoch / 4) ** 3) for epoch in (1, 2, 3, 4, 4)]
     assert seen[True] == pytest.approx(expected, abs=1e-3)
     assert seen[False] == pytest.approx([0.6] * 5, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_epochs", [2, 3, 4])
+@pytest.mark.parametrize("ramp_until", [0.5, 0.8, 1.0])
+def test_the_last_epoch_that_a_budget_leaves_trains_the_final_sparsity(
+    spec, num_epochs, ramp_until
+):
+    net, seen = TinyUNet(), []
+    inner = inner_layers(net, spec)
+
+    def short(held, *, hooks, **_):
+        for epoch in range(num_epochs):
+            hooks.set_mode(held, True)
+            hooks.on_epoch_start(held, epoch / num_epochs)
+            seen.append(share_of_zeros(held, inner))
+            hooks.set_mode(held, False)
+        return held.eval()
+
+    step = replace(STEP, schedule="gradual", epochs=20, ramp_until=ramp_until)
+    step.apply(net, with_fit(make_context(spec), short))
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(0.6, abs=1e-4)
+
+
+def test_a_resumed_fit_of_fewer_epochs_has_the_masks_of_a_whole_one():
+    step = replace(STEP, schedule="gradual", epochs=20, ramp_until=1.0)
+    net = TinyUNet()
+    layers = find_layers(net)
+    hold_masks(net, layers, {name: w.bool() for name, w in weights_of(net, layers).items()})
+    whole, killed, resumed = (MaskRamp(step=step, layers=layers) for _ in range(3))
+    for epoch in range(3):
+        whole.on_epoch_start(net, epoch / 4)
+    for epoch in range(2):
+        killed.on_epoch_start(net, epoch / 4)
+    resumed.hooks().auxiliary.load_state_dict(killed.hooks().auxiliary.state_dict())
+    resumed.on_epoch_start(net, 0.5)
+    assert resumed.progress == whole.progress == 0.75
 
 
 def test_a_fit_that_stops_early_ends_at_the_final_sparsity_too(spec):
