@@ -53,15 +53,16 @@ def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """relu(x) + log(1 + exp(-|x|)); the logarithm by Kahan's correction of 1 + e to the last bit.
+    """relu(x) + log(1 + exp(-|x|)); the logarithm by Kahan's correction of 1 + e.
 
-    With u = 1 + e as it was rounded, log(1 + e) = log(u) e / (u - 1).
+    With u = 1 + e as it was rounded, log(1 + e) = e log(u) / (u - 1). Where that rounds to 1, the
+    number above it has the right quotient, which is 1 to the last bit.
     """
     if beta != 1:
         return _softplus(x * float(beta)) * (1.0 / beta)
     e = (-x.abs()).exp()
-    u = e + 1.0
-    return x.relu() + u.log() * e / (u - 1.0).clamp(min=2.0**-24)
+    u = (e + 1.0).clamp(min=1.0 + 2.0**-23)
+    return x.relu() + e * (u.log() / (u - 1.0))
 
 
 def _group_norm(
