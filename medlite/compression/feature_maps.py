@@ -94,8 +94,8 @@ def as_map(output: Any, image_size: Sequence[int]) -> Tensor | None:
     """What a module gave as (B, C, H, W[, D]), None where it cannot be seen so.
 
     Maps with channels in the last place, as of many state-space nets, are told from others by
-    the proportions of the image. Tokens (B, L, C) are laid out on the grid of the same
-    proportions; class and other tokens in front of them are left out.
+    the proportions of the image, those of the closer fit. Tokens (B, L, C) are laid out on the
+    grid of the same proportions; class and other tokens in front of them are left out.
 
     >>> as_map(torch.zeros(2, 17, 8), (64, 64)).shape
     torch.Size([2, 8, 4, 4])
@@ -112,9 +112,9 @@ def as_map(output: Any, image_size: Sequence[int]) -> Tensor | None:
         return places.reshape(*places.shape[:2], *grid)
     if output.ndim != len(image_size) + 2:
         return None
-    if _is_like(output.shape[2:], image_size):
-        return output
-    return output.movedim(-1, 1) if _is_like(output.shape[1:-1], image_size) else None
+    views = (output, output.movedim(-1, 1))
+    like = [view for view in views if _is_like(view.shape[2:], image_size)]
+    return min(like, key=lambda view: max(_misfits(view.shape[2:], image_size)), default=None)
 
 
 def smaller_grid(*maps: Tensor) -> tuple[int, ...]:
@@ -130,9 +130,15 @@ def pool_to(features: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 def _is_like(grid: Sequence[int], image_size: Sequence[int]) -> bool:
     """Whether a grid has the proportions of the image, but for rounding and padding."""
+    misfits = _misfits(grid, image_size)
+    return all(misfit <= max(1 / side, 1 / 4) for side, misfit in zip(grid, misfits, strict=True))
+
+
+def _misfits(grid: Sequence[int], image_size: Sequence[int]) -> list[float]:
+    """How far each side is from the proportions of the image, as a share of it."""
     sides = list(zip(grid, image_size, strict=True))
     stride = max(size / side for side, size in sides)
-    return all(abs(side - size / stride) <= max(1, side / 4) for side, size in sides)
+    return [abs(side - size / stride) / side for side, size in sides]
 
 
 def _grid_of_tokens(num_tokens: int, image_size: Sequence[int]) -> tuple[int, ...] | None:

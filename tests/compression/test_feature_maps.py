@@ -55,6 +55,16 @@ def test_maps_of_a_long_image_and_of_a_volume_are_told_by_their_proportions():
     assert as_map(torch.zeros(1, 4, 4, 2, 7), (32, 32, 16)).shape == (1, 7, 4, 4, 2)
 
 
+@pytest.mark.parametrize(
+    ("side", "channels", "size"), [(56, 64, 224), (32, 24, 256), (56, 48, 224)]
+)
+def test_channels_last_are_seen_where_there_are_about_as_many_as_places(side, channels, size):
+    seen = as_map(torch.zeros(1, side, side, channels), (size, size))
+    assert seen.shape == (1, channels, side, side)
+    seen = as_map(torch.zeros(1, channels, side, side), (size, size))
+    assert seen.shape == (1, channels, side, side)
+
+
 def test_the_deepest_map_of_a_vision_transformer_is_its_last_tokens():
     path = deepest_features(make_vit().eval(), torch.zeros(2, 1, 32, 32))
     assert path == "net.norm"
