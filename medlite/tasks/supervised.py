@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -19,11 +18,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 
-_UNDECAYED = re.compile(
-    r"bias$|(^|\.)A_logs?$"  # of any dimensions: one row for each direction of a scan
-    r"|(^|\.)batch_norm(_\d+)?_(scale|shift)$"  # (C, 1, 1), in graphs with 8-bit integers
-)
-"""the last part of a parameter's name, where its dimensions do not tell that it is not decayed"""
+_UNDECAYED = ("bias", "A_log", "A_logs")
+"""how names of parameters end that are not decayed though they have a row for each direction"""
 
 
 class SupervisedTask(lightning.LightningModule):
@@ -185,7 +181,7 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     free: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_free = parameter.ndim <= 1 or _UNDECAYED.search(name) is not None
+            is_free = parameter.ndim <= 1 or name.endswith(_UNDECAYED)
             (free if is_free else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}]
     return [*groups, {"params": free, "weight_decay": 0.0}]
