@@ -1,5 +1,7 @@
 """Which folders are samples, classes and splits."""
 
+import logging
+
 import pytest
 from toy_folders import classes_of, load, segmentation, write_classes, write_image, write_pairs
 
@@ -131,7 +133,8 @@ def test_files_that_are_no_images_are_counted_beside_images(tmp_path, caplog):
     write_classes(tmp_path, a=12, b=12)
     write_others(tmp_path, ("a", "b"), ".bmp", num=6)
     write_others(tmp_path, ("a",), ".txt")
-    load(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path)
     assert (
         "12 other file(s) are left out (12 .bmp); images are .jpeg, .jpg, .png, .tif or .tiff"
         in caplog.messages
@@ -141,5 +144,6 @@ def test_files_that_are_no_images_are_counted_beside_images(tmp_path, caplog):
 def test_notes_beside_images_are_not_warned_of(tmp_path, caplog):
     write_classes(tmp_path, a=12, b=12)
     write_others(tmp_path, ("a", "b"), ".json")
-    load(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path)
     assert "other file" not in caplog.text
