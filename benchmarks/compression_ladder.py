@@ -45,6 +45,7 @@ CASES = {
     "cells-mobileone_s0": (*CELLS, *CELL_CLASSES, "model=mobileone_s0"),
     "cell_masks-unet": (*CELLS, *CELL_MASKS, "model=unet"),
     "nodules-unet": (*NODULES, "model=unet"),
+    "nodules-unet_wide": (*NODULES, "model=unet", "model.features=[32,32,64,128,256,32]"),
     "nodules-ultralight_vm_unet": (*NODULES, "model=ultralight_vm_unet"),
 }
 RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
