@@ -94,8 +94,9 @@ def interval_of_proportion(
 ) -> tuple[float, float]:
     """95 %, of the net loss of paired yes-or-no outcomes: Tango's, its upper end at least exact.
 
-    Between them the chance to pass at a loss of the margin is at most 2.6 % for any rates of loss
-    and gain (tests/safety/test_resolution.py); a bootstrap's alone reaches 12 %.
+    Between them the chance to pass at a loss of the margin stays below 2.7 % where
+    tests/safety/test_resolution.py goes through all outcomes (the margins of conf/safety, several
+    rates of gain); a bootstrap's alone reaches 12 % there.
     """
     low, high = tango_interval(num_lost, num_gained, num_pairs)
     net = min(max(num_lost - num_gained, 0.0), num_pairs)
