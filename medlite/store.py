@@ -112,15 +112,26 @@ def exclusive(directory: Path) -> Iterator[None]:
     Raises:
         RecordError: another process works in it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    message = (
+        f"another process is working in {directory}: wait for it, or give this run its own name "
+        "with name=..."
+    )
+    with held(directory / ".lock", message):
+        yield
+
+
+@contextmanager
+def held(lock_file: Path, message: str) -> Iterator[None]:
+    """Hold a lock, or say at once that another process has it.
+
+    Raises:
+        RecordError: with `message`.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        message = (
-            f"another process is working in {directory}: wait for it, or give this run its own "
-            "name with name=..."
-        )
         raise RecordError(message) from error
     try:
         yield

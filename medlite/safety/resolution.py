@@ -96,7 +96,7 @@ def interval_of_proportion(
 
     Between them the chance to pass at a loss of the margin stays below 2.7 % where
     tests/safety/test_resolution.py goes through all outcomes (the margins of conf/safety, several
-    rates of gain); a bootstrap's alone reaches 12 % there.
+    rates of gain).
     """
     low, high = tango_interval(num_lost, num_gained, num_pairs)
     net = min(max(num_lost - num_gained, 0.0), num_pairs)

@@ -7,17 +7,15 @@ arXiv:1907.10902) proposes; a recipe that fails the safety gate is infeasible, w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from medlite.errors import MedliteError, RecordError
+from medlite.errors import MedliteError
 from medlite.optional import require
 from medlite.search.space import Recipe, Space
+from medlite.store import held
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +71,12 @@ class Search:
             MissingDependency: Optuna is not installed.
             RecordError: another process is at this search.
         """
-        with _exclusive(self.journal):
+        message = (
+            f"another process is at the search of {self.journal}: wait for it, and start the same "
+            "command again to see what it found, or give this search other steps or settings"
+        )
+        # Optuna itself locks ".journal.lock"; trials of a holder that died are left-overs
+        with held(self.journal.with_suffix(".running"), message):
             return self._run(evaluate)
 
     def _run(self, evaluate: Evaluate) -> Any:
@@ -129,24 +132,6 @@ class Search:
             for key in self.space.keys_of(recipe)
         }
         return recipe, values
-
-
-@contextmanager
-def _exclusive(journal: Path) -> Iterator[None]:
-    """Hold a journal: its running trials are those of one process, and others are left-overs."""
-    lock = FileLock(journal.with_suffix(".running"))  # Optuna itself locks ".journal.lock"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        message = (
-            f"another process is at the search of {journal}: wait for it, and start the same "
-            "command again to see what it found, or give this search other steps or settings"
-        )
-        raise RecordError(message) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _repeat_interrupted(study: Any) -> None:
