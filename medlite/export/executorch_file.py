@@ -29,6 +29,7 @@ from medlite.export.xnnpack_forms import XNNPACK_FORMS
 ROUND = torch.ops.quantized_decomposed.quantize_per_tensor.default
 UNROUND = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 UNROUND_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
+CONCATENATIONS = {torch.ops.aten.cat.default, torch.ops.aten.concat.default}
 ROUNDINGS = "quantized_decomposed::"
 """how the names of the operators begin that a quantised graph rounds with; XNNPACK takes them"""
 
@@ -93,6 +94,7 @@ def _of_one_image(program: ExportedProgram) -> ExportedProgram:
     images = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
     module = program.module(check_guards=False)
     _round_to_signed(module)
+    _concatenate_equal_codes(module)
     _add_weight_zero_points(module)
     return torch.export.export(module, (torch.zeros(1, *images.shape[1:]),), strict=False)
 
@@ -103,6 +105,24 @@ def _round_to_signed(module: fx.GraphModule) -> None:
         if node.target in {ROUND, UNROUND} and node.args[5] == torch.uint8:
             values, scale, zero_point, low, high, _ = node.args
             node.args = (values, scale, zero_point - 128, low - 128, high - 128, torch.int8)
+    module.recompile()
+
+
+def _concatenate_equal_codes(module: fx.GraphModule) -> None:
+    """Round what is joined to the codes of the joint map first, as XNNPACK wants it; exact.
+
+    Rounding each part by a scale is the same as rounding the whole by it, and again does nothing.
+    """
+    for node in [node for node in module.graph.nodes if node.target in CONCATENATIONS]:
+        roundings = {user.args[1:] for user in node.users if user.target == ROUND}
+        if len(roundings) != 1 or any(user.target != ROUND for user in node.users):
+            continue
+        (codes,) = roundings
+        for part in dict.fromkeys(node.args[0]):
+            with module.graph.inserting_before(node):
+                rounded = module.graph.call_function(ROUND, (part, *codes))
+                unrounded = module.graph.call_function(UNROUND, (rounded, *codes))
+            node.replace_input_with(part, unrounded)
     module.recompile()
 
 

@@ -168,6 +168,36 @@ class Sealed(nn.Module):
         return torch.ops.medlite_test.unknown(images)
 
 
+class Joined(nn.Module):
+    """Two maps of very different ranges, which keep scales of their own until they are joined."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(24, 2, 1)
+        self.large, self.small = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.joint = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, images):
+        seen = self.first(images).relu()
+        large, small = 20 * self.large(seen).relu(), self.small(seen).relu()
+        joint = self.joint(torch.cat([large, small], 1)).relu()
+        return self.last(torch.cat([joint, small], 1))
+
+
+def test_maps_of_different_scales_are_joined_in_integers(tmp_path):
+    torch.manual_seed(0)
+    quantizer = Int8Quantizer(keep_first_float=False, keep_last_float=False, keep_float=())
+    prepared = prepare(Joined().eval(), (3, 16, 16), quantizer)
+    calibrate(prepared, torch.randn(16, 3, 16, 16), batch_size=16, method="minmax")
+    quantised = convert(prepared, (3, 16, 16))
+    images = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    found = ExecuTorchRuntime().load(write(quantised, tmp_path, 16), ONE_THREAD)(images)
+    expected = quantised(torch.from_numpy(images)).detach().numpy()
+    step = np.ptp(expected) / 255
+    assert np.abs(found - expected).max() <= 2 * step
+    assert (np.abs(found - expected) < step / 2).mean() > 0.9
+
+
 @pytest.mark.slow
 def test_efficientformer_with_layer_scales_as_trained_agrees_with_torch(tmp_path):
     torch.manual_seed(0)
