@@ -20,7 +20,12 @@ from medlite.errors import ConfigError, MedliteError
 from medlite.safety_settings import SafetyMargins
 
 OPTIONS = find_options([conf_directory()])
-OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
+
+
+@pytest.fixture(autouse=True)
+def run_name():
+    """A name for every job: the resolver of a command line that ran before wants Hydra's job."""
+    OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
 
 
 def checked(*overrides, directories=()):
