@@ -27,6 +27,9 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 """what people call the splits, in lower case, in folders and in csv cells"""
 
+PATIENT_WORDS = ("patient", "subject", "participant")
+"""how names of columns that hold patients begin, in lower case"""
+
 
 @dataclass(frozen=True)
 class CsvColumns:
@@ -74,7 +77,9 @@ def read_csv(
     find = ImageFinder(images_folder, root)
     rows: dict[Path, CsvRow] = {}
     problems = []
-    all_cells = _read_rows(path, columns)
+    header, all_cells = _read_rows(path, columns)
+    if columns.group is None and "group" not in header:
+        _warn_of_unread_patients(path, header)
     _warn_of_blank_groups(path, [cells.get(columns.group or "group") for cells in all_cells])
     for number, cells in enumerate(all_cells, start=2):
         name = cells[columns.path]
@@ -96,6 +101,17 @@ def read_csv(
                 source=cells.get(columns.source or "source") or None,
             )
     return rows, problems
+
+
+def _warn_of_unread_patients(path: Path, header: Sequence[str]) -> None:
+    """Say which column seems to hold the patients, where none is read as such."""
+    for name in header:
+        if name.lower().startswith(PATIENT_WORDS):
+            logger.warning(
+                "%s has a column '%s', which is not read: images of one patient may fall on both "
+                "sides of the split, unless you set dataset.group_column='%s'",
+                *(path.name, name, name),
+            )
 
 
 def _warn_of_blank_groups(path: Path, groups: Sequence[str | None]) -> None:
@@ -136,8 +152,8 @@ class ImageFinder:
         return [*paths, ("name", name), ("stem", stem), *number]
 
 
-def _read_rows(path: Path, columns: CsvColumns) -> list[dict[str, str]]:
-    """The cells of each row by column, without blanks around them."""
+def _read_rows(path: Path, columns: CsvColumns) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """The columns' names, and the cells of each row by column, without blanks around them."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -150,4 +166,4 @@ def _read_rows(path: Path, columns: CsvColumns) -> list[dict[str, str]]:
         message = f"dataset.csv: {path} is not a csv in UTF-8 ({error})"
         raise DataError(message) from error
     columns.check(path, header)
-    return rows
+    return header, rows

@@ -93,6 +93,24 @@ def test_blank_cells_for_patients_are_told(tmp_path, caplog):
     assert sum(data.spec.num_groups.values()) == 4 + 9
 
 
+@pytest.mark.parametrize(
+    ("column", "options", "is_told"),
+    [
+        ("Patient_ID", {}, True),
+        ("Patient_ID", {"group_column": "Patient_ID"}, False),
+        ("g", {}, False),
+    ],
+)
+def test_a_column_of_patients_that_is_not_read_is_told(tmp_path, caplog, column, options, is_told):
+    rows = []
+    for i in range(30):
+        write_image(tmp_path / f"{i}.png", seed=i)
+        rows.append(f"{i}.png,{'ab'[i % 2]},{i // 3}")
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, csv=csv_of(tmp_path, f"path,label,{column}", rows), **options)
+    assert ("has a column 'Patient_ID', which is not read" in caplog.text) is is_told
+
+
 def test_a_patient_in_two_given_splits_is_refused(tmp_path):
     rows = []
     for i, split in enumerate(("train", "val", "test")):
