@@ -205,8 +205,6 @@ def _named_options(override: Override) -> list[str]:
 
 
 def _flatten(element: object) -> list[str]:
-    if element is None:
-        return []
     if isinstance(element, list):
         return [name for item in element for name in _flatten(item)]
-    return [str(getattr(element, "text", element))]
+    return ["null" if element is None else str(getattr(element, "text", element))]

@@ -90,6 +90,12 @@ def test_a_misspelt_option_gets_the_closest():
         prepare_overrides(["model=lightm_unett"], OPTIONS)
 
 
+@pytest.mark.parametrize("word", ["dataset=null", "compression=qat,null"])
+def test_null_is_no_option(word):
+    with pytest.raises(ConfigError, match="=null: no such option, the options are"):
+        prepare_overrides([word], OPTIONS)
+
+
 def test_misspelt_options_in_sweeps_and_lists_are_found():
     with pytest.raises(ConfigError) as caught:
         prepare_overrides(["compression=none,qut,[prune,qta]", "model=unet,unte"], OPTIONS)
