@@ -48,6 +48,7 @@ CASES = {
     "nodules-unet_wide": (*NODULES, "model=unet", "model.features=[32,32,64,128,256,32]"),
     "nodules-ultralight_vm_unet": (*NODULES, "model=ultralight_vm_unet"),
 }
+COLUMNS = ("metric", "rare_sensitivity", "ece", "p50_ms", "speedup", "size_kib", "safety")
 RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
 SHARED = (
     *("hardware=cpu_1_thread", "logger=none", "benchmark.num_queries=100"),
@@ -91,7 +92,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "medlite", *words], check=False)
     done = [str(arguments.outputs / case) for case in arguments.cases]
     options = ["--markdown", str(arguments.markdown)] if arguments.markdown else []
-    compare.main([*done, "--over-seeds", *options])
+    compare.main([*done, "--over-seeds", "--sort", "compression", *options, "--columns", *COLUMNS])
 
 
 if __name__ == "__main__":

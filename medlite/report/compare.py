@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from medlite.errors import RecordError
+from medlite.errors import MedliteError, RecordError, did_you_mean
 from medlite.report.comparison import (
     COLUMNS,
     ComparisonRow,
@@ -164,7 +164,7 @@ def lines_of_seeds(rows: Sequence[ComparisonRow], sort: str) -> list[Line]:
     lines = []
     for row in ordered:
         summary = by_row[id(row)]
-        texts = {column: summary.text(column) for column in SHOWN if column not in ("metric",)}
+        texts = {column: summary.text(column) for column in SHOWN}
         deviation = summary.deviations["metric"]
         spread = "" if deviation is None else f" (sd {number(deviation)})"
         texts["metric"] = f"{summary.text('metric')}{spread} {row.metric_name}"
@@ -172,6 +172,23 @@ def lines_of_seeds(rows: Sequence[ComparisonRow], sort: str) -> list[Line]:
         texts["seeds"] = str(summary.num_seeds)
         lines.append(Line(texts=texts, values=summary.to_json(), row=row))
     return lines
+
+
+def with_columns(lines: Sequence[Line], chosen: Sequence[str]) -> list[Line]:
+    """The lines with these columns, in this order, between what tells them apart and the seeds.
+
+    Raises:
+        MedliteError: no such column.
+    """
+    unknown = [f"{name}, {did_you_mean(name, SHOWN)}" for name in chosen if name not in SHOWN]
+    if unknown:
+        message = f"--columns: no column {'; '.join(unknown)}"
+        raise MedliteError(message)
+    kept = (*WORDS, *chosen, "seeds")
+    return [
+        replace(line, texts={name: line.texts[name] for name in kept if name in line.texts})
+        for line in lines
+    ]
 
 
 def cell(row: ComparisonRow, column: str) -> str:
@@ -211,7 +228,7 @@ def as_html(lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Sec
     charts = "".join(f'<div class="wide">{chart}</div>' for chart in frontiers(lines))
     grid = table(list(columns.values()), body, num_words=len(WORDS))
     below = "".join(section.to_html() for section in sections)
-    remark = f"{PARETO}. {OVER_SEEDS if 'seeds' in columns else ''}"
+    remark = f"{PARETO}. " * ("is_pareto" in columns) + OVER_SEEDS * ("seeds" in columns)
     remark += f" {ONE_SEED}." if is_one_seed(lines) else ""
     return page(
         "medlite compare",
@@ -236,7 +253,8 @@ def as_markdown(lines: Sequence[Line], sections: Sequence[Section] = ()) -> str:
 
 def headings_of(lines: Sequence[Line]) -> dict[str, str]:
     """The columns that the lines have."""
-    return SHOWN | {"seeds": "seeds"} if lines and "seeds" in lines[0].texts else SHOWN
+    headings = SHOWN | {"seeds": "seeds"}
+    return {name: headings[name] for name in lines[0].texts} if lines else SHOWN
 
 
 def is_one_seed(lines: Sequence[Line]) -> bool:
@@ -275,7 +293,8 @@ def print_table(
     for line in lines:
         grid.add_row(*(line.texts[column] for column in columns))
     output.print(grid)
-    output.print(PARETO)
+    if "is_pareto" in columns:
+        output.print(PARETO)
     if "seeds" in columns:
         output.print(OVER_SEEDS)
     if is_one_seed(lines):
@@ -313,6 +332,14 @@ def main(
     parser.add_argument(
         "--over-seeds", action="store_true", help="one row for runs that differ in their seed alone"
     )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="COLUMN",
+        default=list(SHOWN),
+        help="those to show, in place of all: "
+        + ", ".join(name for name in SHOWN if name not in WORDS),
+    )
     parser.add_argument("--csv", type=Path, help="default: compare.csv in the first directory")
     parser.add_argument("--html", type=Path, help="default: compare.html in the first directory")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
@@ -332,6 +359,7 @@ def main(
         sections += over_seeds(results) if over_seeds else []
     else:
         lines = lines_of_runs(sort_rows(rows, options.sort))
+    lines = with_columns(lines, options.columns)
     print_table(lines, broken, sections)
     first = options.paths[0]
     beside = first if first.is_dir() else first.parent

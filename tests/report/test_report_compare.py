@@ -171,6 +171,23 @@ def test_the_table_is_written_for_documents(outputs, tmp_path):
     assert len(rows) == 3
 
 
+def test_columns_are_chosen_and_what_tells_rows_apart_stays(outputs, tmp_path, capsys):
+    page, csv = tmp_path / "table.html", tmp_path / "all.csv"
+    words = ["--markdown", str(tmp_path / "table.md"), "--html", str(page), "--csv", str(csv)]
+    assert main([str(outputs), "--columns", "safety", "metric", *words]) == 0
+    head = (tmp_path / "table.md").read_text().splitlines()[2]
+    assert head == "| runtime | safety | metric |"
+    for shown in (capsys.readouterr().out, page.read_text()):
+        assert "Pareto *" not in shown
+        assert "peak MiB" not in shown
+    assert "peak_mib" in csv.read_text()
+
+
+def test_a_misspelt_column_gets_the_closest(outputs):
+    with pytest.raises(MedliteError, match="--columns: no column saftey, did you mean 'safety'"):
+        main([str(outputs), "--columns", "saftey"])
+
+
 def test_a_declared_number_is_not_compared(outputs):
     directory = outputs / "runs" / "two"
     result = make_run(directory, runtimes=("openvino",))
