@@ -25,7 +25,7 @@ from medlite.report.comparison import (
     tell_apart,
 )
 from medlite.report.frame import page
-from medlite.report.frontier import frontier_chart
+from medlite.report.frontier import Result, frontier_chart
 from medlite.report.lookup import number
 from medlite.report.result import FILE_NAME, RunResult, read_result, write_atomically
 from medlite.report.section import Section
@@ -215,7 +215,8 @@ def as_csv(lines: Sequence[Line]) -> str:
 
 def as_html(lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Section] = ()) -> str:
     """A self-contained page: the frontiers as pictures, the table, and the sections below it."""
-    columns = headings_of(lines)
+    shared = shared_words(lines)
+    columns = {k: heading for k, heading in headings_of(lines).items() if k not in shared}
     body = [
         [
             chip(line.texts[column]) if column in VERDICTS else escape(line.texts[column])
@@ -224,9 +225,12 @@ def as_html(lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Sec
         for line in lines
     ]
     unread = "".join(f"<li>not read: {escape(text)}</li>" for text in broken)
-    heading = f'<p class="kind">medlite compare</p><h1>{len(lines)} results</h1>'
+    heading = (
+        f'<p class="kind">medlite compare</p><h1>{len(lines)} results</h1>'
+        f"<p>{escape(in_words(shared))}</p>"
+    )
     charts = "".join(f'<div class="wide">{chart}</div>' for chart in frontiers(lines))
-    grid = table(list(columns.values()), body, num_words=len(WORDS))
+    grid = table(list(columns.values()), body, num_words=len(WORDS) - len(shared))
     below = "".join(section.to_html() for section in sections)
     remark = f"{PARETO}. " * ("is_pareto" in columns) + OVER_SEEDS * ("seeds" in columns)
     remark += f" {ONE_SEED}." if is_one_seed(lines) else ""
@@ -240,13 +244,13 @@ def as_html(lines: Sequence[Line], broken: Sequence[str], sections: Sequence[Sec
 def as_markdown(lines: Sequence[Line], sections: Sequence[Section] = ()) -> str:
     """The table as people put it into documents; what all rows share stands above it."""
     shared = shared_words(lines)
-    together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
     columns = {k: heading for k, heading in headings_of(lines).items() if k not in shared}
     rows = [" | ".join(line.texts[column] for column in columns) for line in lines]
     head = [" | ".join(columns.values()), "|".join("---" for _ in columns)]
     table_lines = [f"| {row} |" for row in (*head, *rows)]
     notes = [OVER_SEEDS] * ("seeds" in columns) + [f"{ONE_SEED}."] * is_one_seed(lines)
-    above, below = ([f"{together}:", ""] if together else []), (["", *notes] if notes else [])
+    above = [f"{in_words(shared)}:", ""] if shared else []
+    below = ["", *notes] if notes else []
     text = "\n".join([*above, *table_lines, *below]) + "\n"
     return "\n".join([text, *(section.to_markdown() for section in sections)])
 
@@ -264,13 +268,15 @@ def is_one_seed(lines: Sequence[Line]) -> bool:
 
 def frontiers(lines: Sequence[Line]) -> list[str]:
     """A chart for each dataset and runtime with several results: score against latency."""
-    groups: dict[tuple[str, str], list[ComparisonRow]] = {}
+    groups: dict[tuple[str, str], list[Result]] = {}
     for line in lines:
-        groups.setdefault((line.row.dataset, line.row.runtime), []).append(line.row)
+        if None not in (line.row.metric, line.row.p50_ms):
+            result = Result(line.row, line.values.get("metric_half_width"))
+            groups.setdefault((line.row.dataset, line.row.runtime), []).append(result)
     return [
-        frontier_chart(f"{dataset} on {runtime}", rows)
-        for (dataset, runtime), rows in groups.items()
-        if len([row for row in rows if None not in (row.metric, row.p50_ms)]) > 1
+        frontier_chart(f"{dataset} on {runtime}", results)
+        for (dataset, runtime), results in groups.items()
+        if len(results) > 1
     ]
 
 
@@ -284,8 +290,8 @@ def print_table(
 
     output = console(FILE_WIDTH)
     shared = shared_words(lines)
-    together = ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
-    grid = Table(title=f"{len(lines)} results: {together}".rstrip(": "), title_justify="left")
+    title = f"{len(lines)} results: {in_words(shared)}".rstrip(": ")
+    grid = Table(title=title, title_justify="left")
     columns = {k: heading for k, heading in headings_of(lines).items() if k not in shared}
     for column, heading in columns.items():
         is_word = column in WORDS
@@ -309,6 +315,11 @@ def shared_words(lines: Sequence[Line]) -> dict[str, str]:
     """The words that are the same in all rows, where there are several."""
     values = {column: {line.texts[column] for line in lines} for column in WORDS}
     return {k: min(v) for k, v in values.items() if len(v) == 1 and len(lines) > 1}
+
+
+def in_words(shared: Mapping[str, str]) -> str:
+    """What all rows share, for a line above them."""
+    return ", ".join(f"{SHOWN[column]} {value}" for column, value in shared.items())
 
 
 def main(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medlite.report.comparison import ComparisonRow
 from medlite.report.svg import MUTED, Chart
@@ -11,30 +12,44 @@ COLOURS = {"PASS": "#1d7f4e", "FAIL": "#b3261e"}
 OPEN = "#98a2b0"
 
 
-def frontier_chart(title: str, rows: Sequence[ComparisonRow]) -> str:
+@dataclass(frozen=True)
+class Result:
+    """One dot: a row, and the half width of its score's interval, None where it has none."""
+
+    row: ComparisonRow
+    half_width: float | None = None
+
+
+def frontier_chart(title: str, results: Sequence[Result]) -> str:
     """A dot a result, in the colour of its safety verdict; Pareto-optimal ones are larger.
 
-    Those that lack the score or the latency are left out.
+    A score's interval is a line through its dot. Results that lack the score or the latency are
+    left out.
     """
     known = [
-        (row, row.p50_ms, row.metric)
-        for row in rows
-        if row.p50_ms is not None and row.metric is not None
+        (each.row, each.row.p50_ms, each.row.metric, each.half_width or 0.0)
+        for each in results
+        if each.row.p50_ms is not None and each.row.metric is not None
     ]
-    times, scores = [time for _, time, _ in known], [score for *_, score in known]
-    margin = 0.08 * (max(scores) - min(scores))
+    low = min(score - half_width for *_, score, half_width in known)
+    high = max(score + half_width for *_, score, half_width in known)
     chart = Chart(
         title=title,
-        x_range=(0, 1.15 * max(times)),
-        y_range=(min(scores) - margin, max(scores) + margin),
+        x_range=(0, 1.15 * max(time for _, time, *_ in known)),
+        y_range=(low - 0.08 * (high - low), high + 0.08 * (high - low)),
         width=860,
         height=340,
+        left=64,
     )
-    chart.axes(x_label=f"p50 ms, {title}", y_label=rows[0].metric_name)
-    for row, time, score in known:
-        chart.dot(time, score, colour_of(row), radius=6 if row.is_pareto else 3)
-        label = row.compression if len({r.model for r in rows}) == 1 else name_of(row)
-        chart.text(chart.x(time) + 8, chart.y(score) + 4, label, colour=MUTED)
+    is_one_model = len({row.model for row, *_ in known}) == 1
+    chart.axes(x_label=f"p50 ms, {title}", y_label=known[0][0].metric_name)
+    for row, time, score, half_width in known:
+        x, colour = chart.x(time), colour_of(row)
+        if half_width:
+            chart.rule(x, chart.y(score - half_width), x, chart.y(score + half_width), colour)
+        chart.dot(time, score, colour, radius=6 if row.is_pareto else 3)
+        label = row.compression if is_one_model else name_of(row)
+        chart.text(x + 8, chart.y(score) + 4, label, colour=MUTED)
     chart.legend([*COLOURS.items(), ("not judged or open", OPEN)])
     return chart.render()
 

@@ -133,12 +133,12 @@ class Chart:
         """Colour keys at the top right."""
         x = float(self.width - self.right)
         for label, colour in reversed(entries):
-            x -= 6.3 * len(label)
+            x -= 7.6 * len(label)
             self.text(x, 15, label, colour=INK)
             self.shapes.append(
                 f'<rect x="{x - 16:.1f}" y="9" width="11" height="4" rx="2" fill="{colour}"/>'
             )
-            x -= 28
+            x -= 32
 
     def render(self) -> str:
         """The SVG element; the title is for screen readers."""

@@ -15,14 +15,15 @@ Cell = str
 """HTML, already escaped"""
 
 CHIP_COLOURS = {
-    "PASS": "pass",
-    "fits": "pass",
     "FAIL": "fail",
     "missed": "fail",
     "INCONCLUSIVE": "open",
     "unknown": "open",
     "SUSPECT": "open",
+    "PASS": "pass",
+    "fits": "pass",
 }
+"""the worst first, as several seeds have several verdicts"""
 
 
 def plain(value: Any) -> Cell:
@@ -39,8 +40,8 @@ def plain(value: Any) -> Cell:
 
 
 def chip(verdict: str) -> Cell:
-    """A coloured verdict."""
-    colour = CHIP_COLOURS.get(verdict, "quiet")
+    """A verdict, or a count of several ("1 FAIL, 2 PASS"), in the colour of the worst."""
+    colour = next((each for word, each in CHIP_COLOURS.items() if word in verdict), "quiet")
     return f'<span class="chip {colour}">{escape(verdict)}</span>'
 
 

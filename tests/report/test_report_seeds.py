@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 
 import pytest
 from fake_run import make_run
@@ -17,9 +18,10 @@ from medlite.report.compare import (
     print_table,
 )
 from medlite.report.comparison import settings_digest
-from medlite.report.frontier import frontier_chart
+from medlite.report.frontier import Result, frontier_chart
 from medlite.report.result import write_result
 from medlite.report.seeds import summarise_seeds
+from medlite.report.tables import chip
 
 
 def test_runs_of_the_same_settings_become_one_row_with_an_interval():
@@ -109,15 +111,26 @@ def test_a_sweep_ends_in_a_table_of_its_own_runs(tmp_path, capsys):
 
 
 def test_the_chart_marks_the_frontier_and_the_verdict():
-    rows = [
-        make_row(compression="qat", is_pareto=True),
-        make_row(compression="prune", safety="1 FAIL, 2 PASS", metric=0.5, p50_ms=2.0),
-        make_row(compression="lost", metric=None),
-    ]
-    chart = frontier_chart("d on openvino", rows)
+    chart = frontier_chart(
+        "d on openvino",
+        [
+            Result(make_row(compression="qat", is_pareto=True), half_width=0.125),
+            Result(make_row(compression="prune", safety="1 FAIL, 2 PASS", metric=0.5, p50_ms=2.0)),
+            Result(make_row(compression="lost", metric=None)),
+        ],
+    )
     assert chart.count("<circle") == 2
+    assert chart.count('stroke="#1d7f4e"') == 1, "one interval, of the one that has it"
+    assert ">1</text>" in chart, "the axis reaches to the end of the interval"
     assert chart.count('r="6" fill="#1d7f4e"') == 1
     assert chart.count('r="3" fill="#b3261e"') == 1
+
+
+def test_verdicts_of_seeds_have_the_colour_of_the_worst():
+    colours = {words: re.search(r"chip (\w+)", chip(words))[1] for words in (
+        "3 PASS", "2 PASS, 1 FAIL", "2 PASS, 1 INCONCLUSIVE", "3 not compared", "fits"
+    )}  # fmt: skip
+    assert list(colours.values()) == ["pass", "fail", "open", "quiet", "pass"]
 
 
 def test_what_decides_no_row_does_not_part_seeds():
