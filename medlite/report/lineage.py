@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from medlite.report.lookup import number
-from medlite.report.svg import INK, MUTED
+from medlite.report.svg import INK, MUTED, picture
 from medlite.report.tables import plain, table
 
 BOX_WIDTH, BOX_HEIGHT, GAP, MARGIN = 168, 104, 76, 6
@@ -26,9 +26,7 @@ def lineage_diagram(lineage: Sequence[Row], metric: str) -> str:
         for position, (before, after) in enumerate(itertools.pairwise(lineage))
     ]
     names = ", ".join(row["stage"] for row in lineage)
-    label = f'role="img" aria-label="lineage: {escape(names)}"'
-    size = f'viewBox="0 0 {width} {height}" style="max-width:{width}px"'
-    return f"<svg {size} {label}>{''.join(shapes)}</svg>"
+    return picture(width, height, f"lineage: {names}", shapes, style=f"max-width:{width}px")
 
 
 def lineage_table(lineage: Sequence[Row], metric: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 INK, MUTED, GRID = "#1a2230", "#64707f", "#e3e7ec"
+FONT_PX = 11.5
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -20,6 +21,13 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(position * step, 12) for position in range(first, last + 1)]
+
+
+def picture(width: int, height: int, title: str, shapes: Iterable[str], style: str = "") -> str:
+    """An SVG element; its text has a size of its own, which not every renderer takes from CSS."""
+    words = f'role="img" aria-label="{escape(title)}" font-size="{FONT_PX}"'
+    styled = f' style="{style}"' if style else ""
+    return f'<svg viewBox="0 0 {width} {height}" {words}{styled}>{"".join(shapes)}</svg>'
 
 
 class Chart:
@@ -133,17 +141,16 @@ class Chart:
         """Colour keys at the top right."""
         x = float(self.width - self.right)
         for label, colour in reversed(entries):
-            x -= 7.6 * len(label)
+            x -= 7 * len(label)
             self.text(x, 15, label, colour=INK)
             self.shapes.append(
                 f'<rect x="{x - 16:.1f}" y="9" width="11" height="4" rx="2" fill="{colour}"/>'
             )
-            x -= 32
+            x -= 30
 
     def render(self) -> str:
         """The SVG element; the title is for screen readers."""
-        label = f'role="img" aria-label="{escape(self.title)}"'
-        return f'<svg viewBox="0 0 {self.width} {self.height}" {label}>{"".join(self.shapes)}</svg>'
+        return picture(self.width, self.height, self.title, self.shapes)
 
 
 def widened(limits: tuple[float, float]) -> tuple[float, float]:
