@@ -10,6 +10,7 @@ from medlite.report.svg import MUTED, Chart
 
 COLOURS = {"PASS": "#1d7f4e", "FAIL": "#b3261e"}
 OPEN = "#98a2b0"
+LABEL_WIDTH, LINE_HEIGHT = 70, 12
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,29 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
     )
     is_one_model = len({row.model for row, *_ in known}) == 1
     chart.axes(x_label=f"p50 ms, {title}", y_label=known[0][0].metric_name)
+    places: list[tuple[float, float]] = []
     for row, time, score, half_width in known:
         x, colour = chart.x(time), colour_of(row)
         if half_width:
             chart.rule(x, chart.y(score - half_width), x, chart.y(score + half_width), colour)
         chart.dot(time, score, colour, radius=6 if row.is_pareto else 3)
         label = row.compression if is_one_model else name_of(row)
-        chart.text(x + 8, chart.y(score) + 4, label, colour=MUTED)
+        places.append(free_place(x + 8, chart.y(score) + 4, places))
+        chart.text(*places[-1], label, colour=MUTED)
     chart.legend([*COLOURS.items(), ("not judged or open", OPEN)])
     return chart.render()
+
+
+def free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where words can start, in pixels: as far below `y` as words near it need.
+
+    >>> free_place(10, 50, [(12, 48), (14, 60), (300, 50)])
+    (10, 72)
+    """
+    for top in sorted(top for left, top in taken if abs(x - left) < LABEL_WIDTH):
+        if abs(y - top) < LINE_HEIGHT:
+            y = top + LINE_HEIGHT
+    return x, y
 
 
 def colour_of(row: ComparisonRow) -> str:
