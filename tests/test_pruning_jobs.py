@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_pipeline import SMALL_GROUPS, run_words
 
 from medlite.pipeline import training
 from medlite.pipeline.step_latency import StepLatency
+from medlite.safety_settings import SafetyMargins
 from medlite.tasks.fit import fit
 
 TURNS = (
@@ -30,6 +32,31 @@ def spied_fit(net, *, seen, fails_at="", **options):
         raise KeyboardInterrupt
     seen[name] = options["settings"]
     return fit(net, **options)
+
+
+def curves(*dice):
+    return [{"epoch": epoch, "val/dice": each} for epoch, each in enumerate(dice)]
+
+
+@pytest.mark.parametrize(
+    ("dice", "is_told"),
+    [((0.1, 0.85), True), ((0.87, 0.89), False), ((0.95,), False), ((float("nan"),), False)],
+)
+def test_what_training_did_not_win_back_is_told_beyond_the_margin(dice, is_told):
+    job = SimpleNamespace(
+        spec=SimpleNamespace(task="segmentation"),
+        config=SimpleNamespace(safety=SafetyMargins(metric_drop=0.02)),
+    )
+    before = {"baseline": curves(0.7, 0.9), "distill": curves(0.9, 0.8)}
+    told = training.unrecovered(job, "prune", before, {**before, "prune": curves(*dice)})
+    assert bool(told) is is_told
+    if is_told:
+        assert told.startswith("val/dice was 0.900 before and is 0.850 after 2 epochs; more")
+
+
+def test_a_step_that_trains_nothing_has_nothing_to_win_back():
+    history = {"baseline": curves(0.7, 0.9)}
+    assert training.unrecovered(None, "ptq", history, history) == ""
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from medlite.compression.fine_tuning import FineTuning
+from medlite.metrics.task import primary_metric
 from medlite.pipeline.job import Job
 from medlite.pipeline.step_latency import StepLatency
 from medlite.pipeline.teachers import Finished, ToTrain, as_one, find_teachers
@@ -30,6 +32,9 @@ from medlite.types import (
 
 _log = logging.getLogger(__name__)
 
+History = Mapping[str, list[dict[str, float]]]
+"""fit -> its curves, in the order of the fits"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -41,7 +46,7 @@ class Trained:
 
     net: nn.Module
     key: str
-    history: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
+    history: History = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     name: str = ""
@@ -64,9 +69,32 @@ def compress(job: Job, baseline: Trained) -> dict[str, Trained]:
     after: dict[str, Trained] = {}
     current = baseline
     for name, step in job.steps.items():
-        current = _compressed(job, current, name, step, made_of=job.config.compression[name])
+        parent = current
+        current = _compressed(job, parent, name, step, made_of=job.config.compression[name])
+        loss = unrecovered(job, name, parent.history, current.history)
+        if loss:
+            _log.warning("%s: %s", name, loss)
+            current = replace(current, notes=(*current.notes, (name, loss)))
         after[name] = current
     return after
+
+
+def unrecovered(job: Job, name: str, before: History, after: History) -> str:
+    """What a step's training left lost of the validation score, if more than the gate allows."""
+    trained = [rows for fit_name, rows in after.items() if fit_name not in before]
+    if not trained:
+        return ""
+    metric = f"val/{primary_metric(job.spec)}"
+    best = [
+        max((row[metric] for row in rows if math.isfinite(row[metric])), default=math.nan)
+        for rows in (list(before.values())[-1], trained[-1])
+    ]
+    if not best[0] - best[1] > job.config.safety.metric_drop:
+        return ""
+    return (
+        f"{metric} was {best[0]:.3f} before and is {best[1]:.3f} after {len(trained[-1])} epochs; "
+        f"more of them (compression.{name}.epochs), or another learning_rate, may win it back"
+    )
 
 
 def train_control(job: Job, baseline: Trained) -> Trained | None:
