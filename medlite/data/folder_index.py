@@ -56,7 +56,9 @@ class Index:
 
 
 def index_class_folders(root: Path) -> Index:
-    """Classification by folders: `<class>/...` or `{train,val,test}/<class>/...`.
+    """Classification by folders: `<class>/...`, with the splits above or right below the classes.
+
+    Those are `{train,val,test}/<class>/...` or `<class>/{train,val,test}/...`.
 
     Raises:
         DataError: the sub-folders are plainly something else than classes.
@@ -68,11 +70,16 @@ def index_class_folders(root: Path) -> Index:
     ]
     _check_class_names(root, {folder.name for _, folder in class_folders})
     entries = [
-        Entry(image, label=class_folder.name, split=split)
+        Entry(image, label=class_folder.name, split=split or inner_split)
         for split, class_folder in class_folders
-        for image in images_below(class_folder)
+        for inner_split, folder in _split_folders(class_folder)
+        for image in images_below(folder)
     ]
-    return Index(entries, [], _others([folder for _, folder in class_folders] or [root]))
+    folders = [folder for _, folder in class_folders]
+    strays = {image for folder in folders for image in images_below(folder)}
+    strays -= {entry.image for entry in entries}
+    problems = [BadFile(image, "lies beside train/, in no split") for image in sorted(strays)]
+    return Index(entries, problems, _others(folders or [root]))
 
 
 def _check_class_names(root: Path, names: set[str]) -> None:

@@ -1,6 +1,6 @@
 """A user's own images: a folder of PNG, JPEG or TIFF files, with or without a csv.
 
-Classification: `root/<class>/...`, or `root/{train,val,test}/<class>/...`, or a csv that names
+Classification: `root/<class>/...` (splits above or right below the classes), or a csv that names
 each image and its label. Segmentation: `root/images/` and `root/masks/` with the same file
 names (suffix aside), or both in `root/{train,val,test}/`; a csv may add groups and splits.
 Folders of splits may also be called `Training`, `valid`, `validation`, `Testing` and the like.

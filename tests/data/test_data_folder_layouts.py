@@ -45,6 +45,20 @@ def test_split_folders_may_have_other_names(tmp_path, folders):
     assert all(group.startswith(folders[1]) for group in data.val.groups)
 
 
+def test_split_folders_may_lie_in_the_classes(tmp_path):
+    for split, num in (("train", 6), ("val", 2), ("test", 4)):
+        for name in ("a", "b"):
+            for j in range(num):
+                write_image(tmp_path / name / split / f"{j}.png", seed=[num, ord(name), j])
+    data = load(tmp_path)
+    assert data.spec.class_names == ("a", "b")
+    assert data.spec.num_samples == {"train": 12, "val": 4, "test": 8}
+    assert {group.split("/")[1] for group in data.test.groups} == {"test"}
+    write_image(tmp_path / "b" / "stray.png", seed=0)
+    with pytest.raises(DataError, match=r"b/stray.png: lies beside train/, in no split"):
+        load(tmp_path)
+
+
 def test_masks_may_lie_in_split_folders_of_other_names(tmp_path):
     for split in ("Training", "valid", "Testing"):
         write_pairs(tmp_path / split, num=2)
