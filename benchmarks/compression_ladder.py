@@ -8,7 +8,8 @@ FOLDER holds retinamnist/retinamnist.npz (MedMNIST v2) and wbc_seg (300 white bl
 masks, and a csv of classes, Zheng et al. 2018); lidc_nodules comes with a package. Each case is
 `experiment=compression_ladder` on one data set and model, by the commands that are printed; jobs
 that are done are not done again, so a run can be stopped and shared out. All on one thread; each
-speed-up is that of queries of both models in turns. At the end a table of means over the seeds.
+speed-up is that of queries of both models in turns. At the end a table of means over the seeds for
+each case.
 """
 
 from __future__ import annotations
@@ -90,9 +91,14 @@ def main() -> None:
         words = command(case, arguments)
         print("python -m medlite", *words, flush=True)
         subprocess.run([sys.executable, "-m", "medlite", *words], check=False)
-    done = [str(arguments.outputs / case) for case in arguments.cases]
-    options = ["--markdown", str(arguments.markdown)] if arguments.markdown else []
-    compare.main([*done, "--over-seeds", "--sort", "compression", *options, "--columns", *COLUMNS])
+    parts = []
+    for case in arguments.cases:
+        table = arguments.outputs / case / "ladder.md"
+        words = (str(arguments.outputs / case), "--over-seeds", "--sort", "compression")
+        compare.main([*words, "--columns", *COLUMNS, "--markdown", str(table)])
+        parts.append(f"## {case}\n\n{table.read_text()}")
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(parts))
 
 
 if __name__ == "__main__":
