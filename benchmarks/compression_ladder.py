@@ -49,7 +49,10 @@ CASES = {
     "nodules-unet_wide": (*NODULES, "model=unet", "model.features=[32,32,64,128,256,32]"),
     "nodules-ultralight_vm_unet": (*NODULES, "model=ultralight_vm_unet"),
 }
-COLUMNS = ("metric", "rare_sensitivity", "ece", "p50_ms", "speedup", "size_kib", "safety")
+COLUMNS = (
+    *("metric", "over_control", "rare_sensitivity", "ece"),
+    *("p50_ms", "speedup", "size_kib", "safety"),
+)
 RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
 SHARED = (
     *("hardware=cpu_1_thread", "logger=none", "benchmark.num_queries=100"),

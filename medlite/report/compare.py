@@ -41,6 +41,7 @@ SHOWN = {
     "runtime": "runtime",
     "hardware": "hardware",
     "metric": "metric",
+    "over_control": "over control",
     "rare_sensitivity": "rare sens.",
     "ece": "ECE",
     "params": "params",

@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from medlite.report.comparison import gain_over_control
 from medlite.report.lookup import Lookup, interval, quantity
 from medlite.report.result import RunResult
 
@@ -27,11 +28,10 @@ def print_summary(result: RunResult, output: Console) -> None:
         for item in report["items"]:
             if item["verdict"] != "PASS":
                 output.print(f"  {item['verdict']}: {item['name']}: {item.get('note', '')}")
-    for runtime, report in result.control.items():
-        losses = {item["name"]: item["difference"] for item in report["items"]}
-        loss = losses.get("safety/metric_drop")
-        if loss is not None:
-            told = f"{result.primary_metric} {-loss:+.3f}"
+    for runtime in result.control:
+        gain = gain_over_control(result, runtime)
+        if gain is not None:
+            told = f"{result.primary_metric} {gain:+.3f}"
             output.print(f"beside as much further training in float, {runtime}: {told}")
     for candidate, reason in result.failures.items():
         output.print(f"not measured: {candidate}: {reason}")

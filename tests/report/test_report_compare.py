@@ -9,7 +9,7 @@ from fake_run import make_run
 
 from medlite.errors import MedliteError, RecordError
 from medlite.report.compare import compare, main, read_results
-from medlite.report.comparison import ComparisonRow, mark_pareto, sort_rows, tell_apart
+from medlite.report.comparison import ComparisonRow, mark_pareto, rows_of, sort_rows, tell_apart
 from medlite.report.result import write_result
 from medlite.types import Measurement
 
@@ -20,7 +20,7 @@ def make_row(**changes):
         "hardware": "host", "machine": "cpu", "metric_name": "dice", "metric": 0.9, "params": 1e5,
         "gmacs": 0.1, "p50_ms": 5.0, "p90_ms": 6.0, "speedup": None, "size_kib": 100.0,
         "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "budgets": "fits",
-        "rarest_class": "c", "rare_sensitivity": 0.7, "ece": 0.05, "seed": 0, "settings": "s",
+        "settings": "s", "over_control": 0.01, "rarest_class": "c", "rare_sensitivity": 0.7, "ece": 0.05, "seed": 0,
     }  # fmt: skip
     return ComparisonRow(**{**values, **changes})
 
@@ -169,6 +169,13 @@ def test_the_table_is_written_for_documents(outputs, tmp_path):
     assert head.count("|") == rule.count("|")
     assert {row.count("|") for row in rows} == {head.count("|")}
     assert len(rows) == 3
+
+
+def test_what_a_net_has_over_its_control_is_a_column(tmp_path):
+    result = make_run(tmp_path, runtimes=("onnxruntime", "openvino"))
+    items = [{"name": "safety/metric_drop", "difference": 0.03}]
+    result.control = {"openvino": {"items": items}}
+    assert [row.over_control for row in rows_of(result)] == [None, -0.03]
 
 
 def test_columns_are_chosen_and_what_tells_rows_apart_stays(outputs, tmp_path, capsys):
