@@ -20,7 +20,8 @@ def make_row(**changes):
         "hardware": "host", "machine": "cpu", "metric_name": "dice", "metric": 0.9, "params": 1e5,
         "gmacs": 0.1, "p50_ms": 5.0, "p90_ms": 6.0, "speedup": None, "size_kib": 100.0,
         "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "budgets": "fits",
-        "settings": "s", "over_control": 0.01, "rarest_class": "c", "rare_sensitivity": 0.7, "ece": 0.05, "seed": 0,
+        "settings": "s", "over_control": 0.01, "rarest_class": "c", "rare_sensitivity": 0.7,
+        "ece": 0.05, "seed": 0,
     }  # fmt: skip
     return ComparisonRow(**{**values, **changes})
 
