@@ -36,9 +36,9 @@ class StructuredPruning:
     Args:
         ratio: share of what `target` names that goes, in (0, 1).
         epochs: further epochs on all training data, all iterations together.
-        learning_rate: peak learning rate of each iteration; that of the first training by default,
-            as a net that lost much recovers best by the schedule it was trained with (Renda et
-            al., arXiv:2003.02389).
+        learning_rate: peak learning rate of each iteration. Both are those of the first training
+            by default, as a net that lost much recovers best by the schedule it was trained with
+            (Renda et al., arXiv:2003.02389).
         target: "ratio" (channels), "macs" (multiply-adds), "params" (parameters) or "latency"
             (the time of one image, measured on the first runtime of the run). All but the first
             are searched by bisection for the largest net within them. Latency is noisy, and small
