@@ -56,6 +56,14 @@ def test_compression_takes_a_word_or_an_ordered_list(word, steps):
     assert list(checked(f"compression={word}").compression) == steps
 
 
+def test_a_pruned_net_is_trained_by_the_schedule_that_it_was_trained_with():
+    config = checked("compression=prune", "train.epochs=7", "train.learning_rate=5e-4")
+    step = config.compression["prune"]
+    assert (step["epochs"], step["learning_rate"]) == (7, 5e-4)
+    chosen = checked("compression=prune", "compression.prune.epochs=2").compression["prune"]
+    assert chosen["epochs"] == 2
+
+
 def test_the_order_of_steps_is_kept():
     assert list(checked("compression=[distill,prune,qat]").compression) == [
         "distill",
