@@ -189,7 +189,7 @@ def test_no_stages_tell_what_the_steps_would_do_and_train_nothing(tmp_path, caps
     )
     directory = run_words(tmp_path, *steps, "stages=[]")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "prune: pruning: ratio 0.5 by taylor in" in shown
+    assert "prune: pruning: ratio 0.5 by magnitude in" in shown
     assert "distill: distillation: teacher MonaiNetwork" in shown
     assert "qat: quantisation: INT8 in" in shown
     assert "qat: kept in float: 10 conv, net.final_conv" in shown
@@ -229,7 +229,7 @@ def test_a_plan_follows_its_settings(tmp_path):
     words = ("compression=prune", *SMALL_GROUPS, "stages=[train,compress]", "control=false")
     for ratio in (0.5, 0.25):
         directory = run_words(tmp_path, *words, f"compression.prune.ratio={ratio}")
-        assert f"ratio {ratio} by taylor" in (directory / "plan.md").read_text()
+        assert f"ratio {ratio} by magnitude" in (directory / "plan.md").read_text()
 
 
 def test_what_a_step_cannot_do_is_told_before_anything_is_trained(tmp_path):

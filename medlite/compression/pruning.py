@@ -50,13 +50,13 @@ class StructuredPruning:
             unequal shares or the share is searched.
         iterations: prune and train in so many turns, each of which removes the same share of
             what the one before it left; importances are found anew in each.
-        importance: "taylor" (Molchanov et al., arXiv:1906.10771: the change of the loss to first
-            order, from training batches), "magnitude" (L2 norm of the weights of all layers of
-            the group, as in DepGraph, no data), "bn_scale" (the scales of batch normalisation,
-            Liu et al., "Network Slimming", arXiv:1708.06519, without its sparse training; groups
-            without batch normalisation stay), "hessian" (Optimal Brain Damage, LeCun et al.,
-            1989, with the diagonal of the empirical Fisher for the Hessian) or "random" (a
-            control).
+        importance: "magnitude" (L2 norm of the weights of all layers of the group, as in DepGraph,
+            no data), "taylor" (Molchanov et al., arXiv:1906.10771: the change of the loss to first
+            order, from training batches), "bn_scale" (the scales of batch normalisation, Liu et
+            al., "Network Slimming", arXiv:1708.06519, without its sparse training; groups without
+            batch normalisation stay), "hessian" (Optimal Brain Damage, LeCun et al., 1989, with
+            the diagonal of the empirical Fisher for the Hessian) or "random" (a control, and no
+            weak one: Li et al., arXiv:2205.05676).
         round_to: numbers of channels stay multiples of this, which kernels are fast for.
         importance_batches: training batches behind "taylor" and "hessian".
         protect: names of layers, or of blocks of layers, that keep their output channels. A name
@@ -73,7 +73,7 @@ class StructuredPruning:
     scope: str = "local"
     max_ratio: float = 0.9
     iterations: int = 1
-    importance: str = "taylor"
+    importance: str = "magnitude"
     round_to: int = 8
     importance_batches: int = 8
     protect: Sequence[str] = ()
