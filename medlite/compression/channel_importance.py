@@ -16,8 +16,8 @@ from medlite.compression.channel_groups import ChannelGroup, Member
 from medlite.types import Batch, DataSpec
 
 IMPORTANCES = {
-    "taylor": torch_pruning.importance.GroupTaylorImportance,
     "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+    "taylor": torch_pruning.importance.GroupTaylorImportance,
     "bn_scale": partial(torch_pruning.importance.GroupMagnitudeImportance, p=1),
     "hessian": torch_pruning.importance.GroupHessianImportance,
     "random": lambda normalizer: torch_pruning.importance.RandomImportance(),

@@ -242,7 +242,7 @@ def test_a_net_too_narrow_to_prune_is_refused(classes):
     ("options", "message"),
     [
         ({"ratio": 1.3}, r"ratio: 1.3 is not in \(0, 1\)"),
-        ({"importance": "luck"}, "importance: 'luck' is not one of taylor, magnitude, bn_scale"),
+        ({"importance": "luck"}, "importance: 'luck' is not one of magnitude, taylor, bn_scale"),
         ({"round_to": 0}, "round_to: 0 is not a whole number from 1 up"),
         ({"importance_batches": 0}, "importance_batches: 0 is not a whole number"),
         ({"epochs": 0, "ratio": 0.0}, r"has 2 errors"),
