@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from medlite.compression.distillation import Distillation
 from medlite.compression.fine_tuning import FineTuning
@@ -104,7 +104,10 @@ def test_the_configurations_are_found():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_holds_one_step_under_its_own_name(path):
-    content = yaml.safe_load(path.read_text())
+    content = OmegaConf.load(path)
     assert list(content) == [path.stem] * (path.stem != "none")
-    for name, options in content.items():
-        assert isinstance(instantiate(options, _convert_="all"), STEPS[name])
+    # Some options are those of the first training unless they are set.
+    job = OmegaConf.create({"train": OmegaConf.load(path.parents[1] / "train" / "default.yaml")})
+    steps = OmegaConf.merge(job, content)
+    for name in content:
+        assert isinstance(instantiate(steps[name], _convert_="all"), STEPS[name])
