@@ -271,14 +271,13 @@ def frontiers(lines: Sequence[Line]) -> list[str]:
     """A chart for each dataset and runtime with several results: score against latency."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for line in lines:
-        if None not in (line.row.metric, line.row.p50_ms):
-            result = Result(line.row, line.values.get("metric_half_width"))
-            groups.setdefault((line.row.dataset, line.row.runtime), []).append(result)
-    return [
+        result = Result(line.row, line.values.get("metric_half_width"))
+        groups.setdefault((line.row.dataset, line.row.runtime), []).append(result)
+    charts = [
         frontier_chart(f"{dataset} on {runtime}", results)
         for (dataset, runtime), results in groups.items()
-        if len(results) > 1
     ]
+    return [chart for chart in charts if chart]
 
 
 def print_table(

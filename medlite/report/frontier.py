@@ -25,13 +25,15 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
     """A dot a result, in the colour of its safety verdict; Pareto-optimal ones are larger.
 
     A score's interval is a line through its dot. Results that lack the score or the latency are
-    left out.
+    left out; "" where fewer than two are left.
     """
     known = [
         (each.row, each.row.p50_ms, each.row.metric, each.half_width or 0.0)
         for each in results
         if each.row.p50_ms is not None and each.row.metric is not None
     ]
+    if len(known) < 2:
+        return ""
     low = min(score - half_width for *_, score, half_width in known)
     high = max(score + half_width for *_, score, half_width in known)
     chart = Chart(

@@ -126,6 +126,10 @@ def test_the_chart_marks_the_frontier_and_the_verdict():
     assert chart.count('r="3" fill="#b3261e"') == 1
 
 
+def test_one_result_is_no_frontier():
+    assert frontier_chart("d", [Result(make_row()), Result(make_row(p50_ms=None))]) == ""
+
+
 def test_verdicts_of_seeds_have_the_colour_of_the_worst():
     colours = {words: re.search(r"chip (\w+)", chip(words))[1] for words in (
         "3 PASS", "2 PASS, 1 FAIL", "2 PASS, 1 INCONCLUSIVE", "3 not compared", "fits"
