@@ -17,10 +17,10 @@ from medlite.errors import RecordError
 from medlite.gate.recorded import load_run
 from medlite.gate.sides import Side, match
 from medlite.report.cases_section import NUM_ROWS, odds_words
-from medlite.report.comparison import settings_digest
 from medlite.report.forgettability import strengths_of
 from medlite.report.lookup import number
 from medlite.report.result import RunResult
+from medlite.report.sameness import settings_digest
 from medlite.report.section import Section
 from medlite.safety.exemplars import (
     RULES,
@@ -52,10 +52,11 @@ def exemplars_over_seeds(results: Mapping[Path, RunResult]) -> list[SeedExemplar
     groups: dict[tuple[str, ...], dict[int, Path]] = defaultdict(dict)
     for directory, result in results.items():
         choices = [result.choices.get(each, "") for each in ("model", "compression")]
-        words = [result.dataset["name"], *choices]
-        words += [f"{key} {strength:g}" for key, strength, _ in strengths_of(result.config)]
         for runtime in result.safety:
-            key = (settings_digest(result.config), *words, runtime)
+            strengths = strengths_of(result, runtime)
+            words = [result.dataset["name"], *choices]
+            words += [f"{key} {strength:g}" for key, strength, _ in strengths]
+            key = (settings_digest(result, runtime), *words, runtime)
             groups[key][result.config.get("seed", 0)] = directory
     return [
         _of_seeds(dict(sorted(runs.items())), f"{', '.join(words)} on {runtime}", runtime)

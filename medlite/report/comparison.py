@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import median
 from typing import Any
 
 from medlite.errors import MedliteError, did_you_mean
 from medlite.metrics.names import class_keys
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult
+from medlite.report.sameness import images_digest, settings_digest
 from medlite.report.verdict import worst_budget
 from medlite.types import Measurement
 
@@ -39,6 +40,8 @@ class ComparisonRow:
     gmacs: float | None
     p50_ms: float | None
     p90_ms: float | None
+    baseline_p50_ms: float | None
+    """of the uncompressed net, in turns with the compressed one"""
     speedup: float | None
     size_kib: float | None
     peak_mib: float | None
@@ -48,6 +51,10 @@ class ComparisonRow:
     seed: int | None
     settings: str
     """the same for runs that differ in their seed alone"""
+    images: str
+    """the same for runs that saw the same images"""
+    levelled_p50_ms: float | None = None
+    """see `level_latencies`"""
     is_pareto: bool = False
 
 
@@ -59,34 +66,6 @@ def rows_of(result: RunResult) -> list[ComparisonRow]:
     """One row for each runtime of a run."""
     found = Lookup(result.measurements)
     return [row_of(result, found, runtime) for runtime in found.runtimes()]
-
-
-def tell_apart(results: Sequence[RunResult]) -> list[str]:
-    """Each run's compression, with the options that runs of the same steps do not share.
-
-    One of runs with sparsities of 0.5 and 0.9 is "sparsify (sparsity=0.5)".
-    """
-    options = [_options_of(result) for result in results]
-    labels = []
-    for result, own in zip(results, options, strict=True):
-        alike = [other for other in options if other.keys() == own.keys()]
-        varied = [key for key in own if any(other[key] != own[key] for other in alike)]
-        has_one_step = len({key.partition(".")[0] for key in own}) == 1
-        shown = [f"{key.partition('.')[2] if has_one_step else key}={own[key]}" for key in varied]
-        steps = result.choices.get("compression", "none")
-        labels.append(f"{steps} ({', '.join(shown)})" if shown else steps)
-    return labels
-
-
-def _options_of(result: RunResult) -> dict[str, Any]:
-    """Options of the compression, such as "prune.ratio"."""
-    steps: Mapping[str, Mapping[str, Any]] = result.config.get("compression", {})
-    return {
-        f"{step}.{key}": value
-        for step, options in steps.items()
-        for key, value in options.items()
-        if key != "_target_"
-    }
 
 
 def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
@@ -102,7 +81,7 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         compression=choices.get("compression", "none"),
         runtime=runtime,
         hardware=choices.get("hardware", "host"),
-        machine=str(result.environment.get("cpu")),
+        machine=machine_of(result),
         metric_name=result.primary_metric,
         metric=measured(found.score(result.primary_metric, runtime)),
         over_control=gain_over_control(result, runtime),
@@ -113,6 +92,7 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         gmacs=measured(found.get("complexity/gmacs")),
         p50_ms=measured(found.of("latency", runtime, "p50_ms")),
         p90_ms=measured(found.of("latency", runtime, "p90_ms")),
+        baseline_p50_ms=measured(found.of("latency", f"baseline/{runtime}", "p50_ms")),
         speedup=measured(found.get(f"speedup/{runtime}/ratio")),
         size_kib=measured(found.of("size", runtime, "disk_kib")),
         peak_mib=measured(found.of("memory", runtime, "peak_mib")),
@@ -120,16 +100,24 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         safety=gate["verdict"] if gate else "not compared",
         budgets=worst_budget(budgets),
         seed=result.config.get("seed"),
-        settings=settings_digest(result.config),
+        settings=settings_digest(result, runtime),
+        images=images_digest(result),
     )
 
 
 def gain_over_control(result: RunResult, runtime: str) -> float | None:
     """The deployed model's metric less that of the control; None where there is none."""
     for item in result.control.get(runtime, {}).get("items", ()):
-        if item["name"] == "safety/metric_drop":
-            return -item["difference"]
+        if item["name"] == "safety/metric_drop" and item["difference"] is not None:
+            return 0.0 - float(item["difference"])
     return None
+
+
+def machine_of(result: RunResult) -> str:
+    """The processor, and the accelerator where that is what ran."""
+    is_cuda = result.config.get("hardware", {}).get("device") == "cuda"
+    parts = [result.environment.get("cpu"), result.environment.get("gpu") if is_cuda else None]
+    return " + ".join(str(part) for part in parts if part)
 
 
 def rarest_class(dataset: Mapping[str, Any]) -> tuple[str, str]:
@@ -140,24 +128,38 @@ def rarest_class(dataset: Mapping[str, Any]) -> tuple[str, str]:
     return names[position], f"sensitivity/{class_keys(names)[position]}"
 
 
-def settings_digest(config: Mapping[str, Any]) -> str:
-    """6 hexadecimal digits of all that decides a row of a comparison but the seed."""
-    elsewhere = {"seed", "name", "outputs", "logger", "stages"}
-    elsewhere |= {"robustness", "shortcuts", "explainability"}
-    decisive = {key: value for key, value in config.items() if key not in elsewhere}
-    decisive["safety"] = {k: v for k, v in config.get("safety", {}).items() if k != "enforce"}
-    canonical = json.dumps(decisive, sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:6]
-
-
 def measured(measurement: Measurement | None) -> float | None:
     """Only what was measured stands in a ranking, never an estimate."""
     is_measured = measurement is not None and measurement.source == "measured"
     return measurement.value if is_measured and measurement is not None else None
 
 
+def level_latencies(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Put the medians of one net and its compressed selves on one footing.
+
+    They were taken at different times, beside whatever else the machine did, but for those of one
+    run, whose queries came in turns. So each is the median of all that the uncompressed net took
+    in these runs, divided by the run's own speed-up; its own where there is no speed-up.
+    """
+    uncompressed: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        own = row.p50_ms if row.compression == "none" else row.baseline_p50_ms
+        if own is not None:
+            uncompressed[_net(row)].append(own)
+    return [replace(row, levelled_p50_ms=_levelled(row, uncompressed[_net(row)])) for row in rows]
+
+
+def _levelled(row: ComparisonRow, uncompressed: Sequence[float]) -> float | None:
+    speedup = 1.0 if row.compression == "none" else row.speedup
+    return median(uncompressed) / speedup if uncompressed and speedup else row.p50_ms
+
+
+def _net(row: ComparisonRow) -> tuple[str, ...]:
+    return row.dataset, row.model, row.runtime, row.hardware, row.machine
+
+
 def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """Mark the rows that no other row of the same dataset, hardware and machine beats.
+    """Mark the rows that no other row of the same images, hardware and machine beats.
 
     A row beats another if it is at least as good in metric, median latency, size and peak memory
     and better in one. A row that lacks one of the four neither beats nor is marked.
@@ -181,12 +183,12 @@ def is_optimal(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> bool:
 
 def setting(row: ComparisonRow) -> tuple[str, ...]:
     """What two rows must share to be ranked together."""
-    return row.dataset, row.metric_name, row.hardware, row.machine
+    return row.images, row.metric_name, row.hardware, row.machine
 
 
 def goals(row: ComparisonRow) -> tuple[float, ...] | None:
     """What to minimise; None where one of them was not measured."""
-    found = (row.metric, row.p50_ms, row.size_kib, row.peak_mib)
+    found = (row.metric, row.levelled_p50_ms, row.size_kib, row.peak_mib)
     known = [value for value in found if value is not None]
     return (-known[0], *known[1:]) if len(known) == len(found) else None
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any, NamedTuple
 
 from medlite.metrics.names import class_keys
-from medlite.report.comparison import settings_digest
 from medlite.report.result import RunResult
+from medlite.report.sameness import settings_digest
 from medlite.report.seeds import half_width
 
 LARGEST_DROP = 0.2
@@ -98,8 +98,8 @@ def forgetting_curves(results: Iterable[RunResult]) -> list[Forgetting]:
     """One for each group of runs that differ in one strength, and in their seeds, alone."""
     groups: dict[tuple[str, ...], list[tuple[float, RunResult]]] = defaultdict(list)
     for result in results:
-        for key, strength, recipe in strengths_of(result.config):
-            for runtime in result.safety:
+        for runtime in result.safety:
+            for key, strength, recipe in strengths_of(result, runtime):
                 names = result.dataset["name"], result.choices.get("model", "")
                 groups[key, runtime, recipe, *names].append((strength, result))
     return [
@@ -109,17 +109,17 @@ def forgetting_curves(results: Iterable[RunResult]) -> list[Forgetting]:
     ]
 
 
-def strengths_of(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+def strengths_of(result: RunResult, runtime: str) -> Iterator[tuple[str, float, str]]:
     """Each strength of a recipe: its key, its value, and all that decides a run besides."""
-    steps = config["compression"]
+    steps = result.config["compression"]
     for key in RISING:
         step, option = key.split(".")
         value = (steps.get(step) or {}).get(option)
         if value is None:
             continue
         others = {name: each for name, each in steps[step].items() if name != option}
-        rest = {**config, "compression": {**steps, step: others}}
-        yield key, float(value), settings_digest(rest)
+        rest = {**result.config, "compression": {**steps, step: others}}
+        yield key, float(value), settings_digest(replace(result, config=rest), runtime)
 
 
 def class_scores(result: RunResult, runtime: str) -> dict[str, Scores]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from medlite.report.comparison import ComparisonRow
 from medlite.report.svg import MUTED, Chart
 
-COLOURS = {"PASS": "#1d7f4e", "FAIL": "#b3261e"}
 OPEN = "#98a2b0"
-LABEL_WIDTH, LINE_HEIGHT = 70, 12
+COLOURS = {"FAIL": "#b3261e", "INCONCLUSIVE": OPEN, "PASS": "#1d7f4e"}
+"""the worst first, as several seeds have several verdicts"""
+CHARACTER_WIDTH, LINE_HEIGHT, BESIDE = 6, 12, 8
+"""of words in a chart, about, and their distance from a dot; in pixels"""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
     left out; "" where fewer than two are left.
     """
     known = [
-        (each.row, each.row.p50_ms, each.row.metric, each.half_width or 0.0)
+        (each.row, each.row.levelled_p50_ms, each.row.metric, each.half_width or 0.0)
         for each in results
-        if each.row.p50_ms is not None and each.row.metric is not None
+        if each.row.levelled_p50_ms is not None and each.row.metric is not None
     ]
     if len(known) < 2:
         return ""
@@ -46,35 +48,60 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
     )
     is_one_model = len({row.model for row, *_ in known}) == 1
     chart.axes(x_label=f"p50 ms, {title}", y_label=known[0][0].metric_name)
-    places: list[tuple[float, float]] = []
+    taken: list[Label] = []
     for row, time, score, half_width in known:
         x, colour = chart.x(time), colour_of(row)
         if half_width:
             chart.rule(x, chart.y(score - half_width), x, chart.y(score + half_width), colour)
         chart.dot(time, score, colour, radius=6 if row.is_pareto else 3)
-        label = row.compression if is_one_model else name_of(row)
-        places.append(free_place(x + 8, chart.y(score) + 4, places))
-        chart.text(*places[-1], label, colour=MUTED)
-    chart.legend([*COLOURS.items(), ("not judged or open", OPEN)])
+        words = row.compression if is_one_model else name_of(row)
+        label = place_label(words, x, chart.y(score) + 4, taken, chart)
+        taken.append(label)
+        chart.text(label.left, label.y, words, colour=MUTED)
+    judged = [(word, colour) for word, colour in COLOURS.items() if colour != OPEN]
+    chart.legend([*judged, ("not judged or open", OPEN)])
     return chart.render()
 
 
-def free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Where words can start, in pixels: as far below `y` as words near it need.
+@dataclass(frozen=True)
+class Label:
+    """Where words stand, in pixels; `y` is that of their foot."""
 
-    >>> free_place(10, 50, [(12, 48), (14, 60), (300, 50)])
-    (10, 72)
+    left: float
+    right: float
+    y: float
+
+    def covers(self, other: Label) -> bool:
+        """Whether both could not be read."""
+        is_beside = self.right < other.left or other.right < self.left
+        return not is_beside and abs(self.y - other.y) < LINE_HEIGHT
+
+
+def place_label(words: str, x: float, y: float, taken: Sequence[Label], chart: Chart) -> Label:
+    """To the right of a dot, or to its left where the picture ends, on the next free line.
+
+    Args:
+        words: what is written.
+        x: the dot's, in pixels.
+        y: of the foot of words beside the dot.
+        taken: where words stand already.
+        chart: whose picture the words must not leave.
     """
-    for top in sorted(top for left, top in taken if abs(x - left) < LABEL_WIDTH):
-        if abs(y - top) < LINE_HEIGHT:
-            y = top + LINE_HEIGHT
-    return x, y
+    width = CHARACTER_WIDTH * len(words)
+    left = x + BESIDE if x + BESIDE + width < chart.width else max(0.0, x - BESIDE - width)
+    floor = chart.height - chart.bottom
+    steps = range(int(floor // LINE_HEIGHT))
+    lines = [y + step * LINE_HEIGHT for step in steps] + [y - step * LINE_HEIGHT for step in steps]
+    places = [Label(left, left + width, line) for line in lines if chart.top <= line <= floor]
+    return next(
+        (place for place in places if not any(map(place.covers, taken))),
+        Label(left, left + width, y),
+    )
 
 
 def colour_of(row: ComparisonRow) -> str:
     """By the verdict of all seeds together."""
-    found = [verdict for verdict in ("FAIL", "INCONCLUSIVE", "PASS") if verdict in row.safety]
-    return COLOURS.get(found[0], OPEN) if found else OPEN
+    return next((colour for word, colour in COLOURS.items() if word in row.safety), OPEN)
 
 
 def name_of(row: ComparisonRow) -> str:

@@ -11,14 +11,14 @@ from medlite.types import Measurement
 def number(value: float) -> str:
     """Three significant digits, more for large numbers, whole numbers whole.
 
-    >>> [number(v) for v in (0.93651, 0.56, 12.345, 49457.3, 20.0, 0.00012, float("nan"))]
-    ['0.937', '0.560', '12.3', '49,457', '20', '0.000120', 'nan']
+    >>> [number(v) for v in (0.93651, 12.345, 99.96, 49457.3, 20.0, 0.00012, float("nan"))]
+    ['0.937', '12.3', '100', '49,457', '20', '0.000120', 'nan']
     """
     if not math.isfinite(value):
         return str(value)
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:#.3g}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def quantity(measurement: Measurement | None) -> str:

@@ -15,7 +15,8 @@ from medlite.report.lookup import number
 
 AVERAGED = (
     *("metric", "over_control", "rare_sensitivity", "ece", "params", "gmacs"),
-    *("p50_ms", "p90_ms", "speedup", "size_kib", "peak_mib", "int8_operators"),
+    *("p50_ms", "p90_ms", "baseline_p50_ms", "levelled_p50_ms", "speedup"),
+    *("size_kib", "peak_mib", "int8_operators"),
 )
 
 
@@ -79,14 +80,20 @@ def _averaged(rows: Sequence[ComparisonRow]) -> ComparisonRow:
     means: dict[str, Any] = {
         name: mean(values) if values else None for name, values in _columns(rows)
     }
-    verdicts = Counter(row.safety for row in rows)
-    tally = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return replace(
         rows[0],
         **means,
-        safety=tally if len(rows) > 1 else rows[0].safety,
+        safety=_tally([row.safety for row in rows]),
+        budgets=_tally([row.budgets for row in rows]),
         seed=rows[0].seed if len(rows) == 1 else None,
     )
+
+
+def _tally(verdicts: Sequence[str]) -> str:
+    """The verdict of one seed, those of several counted."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
 
 
 def _columns(rows: Sequence[ComparisonRow]) -> Iterable[tuple[str, list[float]]]:

@@ -9,8 +9,15 @@ from fake_run import make_run
 
 from medlite.errors import MedliteError, RecordError
 from medlite.report.compare import compare, main, read_results
-from medlite.report.comparison import ComparisonRow, mark_pareto, rows_of, sort_rows, tell_apart
+from medlite.report.comparison import (
+    ComparisonRow,
+    level_latencies,
+    mark_pareto,
+    rows_of,
+    sort_rows,
+)
 from medlite.report.result import write_result
+from medlite.report.sameness import settings_digest, tell_apart
 from medlite.types import Measurement
 
 
@@ -21,7 +28,7 @@ def make_row(**changes):
         "gmacs": 0.1, "p50_ms": 5.0, "p90_ms": 6.0, "speedup": None, "size_kib": 100.0,
         "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "budgets": "fits",
         "settings": "s", "over_control": 0.01, "rarest_class": "c", "rare_sensitivity": 0.7,
-        "ece": 0.05, "seed": 0,
+        "ece": 0.05, "seed": 0, "images": "i", "baseline_p50_ms": None, "levelled_p50_ms": 5.0,
     }  # fmt: skip
     return ComparisonRow(**{**values, **changes})
 
@@ -33,7 +40,7 @@ def pareto(*rows):
 def test_a_row_is_pareto_optimal_unless_another_is_no_worse_and_somewhere_better():
     best = make_row(metric=0.95)
     small = make_row(metric=0.8, size_kib=50.0)
-    fast = make_row(metric=0.8, p50_ms=2.0)
+    fast = make_row(metric=0.8, levelled_p50_ms=2.0)
     frugal = make_row(metric=0.8, peak_mib=40.0)
     beaten = make_row(metric=0.8)
     assert pareto(best, small, fast, frugal, beaten) == [True, True, True, True, False]
@@ -44,36 +51,60 @@ def test_equal_rows_are_both_optimal():
 
 
 def test_a_row_without_a_measured_number_neither_beats_nor_is_marked():
-    assert pareto(make_row(), make_row(p50_ms=None, metric=0.99)) == [True, False]
+    assert pareto(make_row(), make_row(levelled_p50_ms=None, metric=0.99)) == [True, False]
 
 
 def test_rows_of_different_data_hardware_or_machines_are_not_ranked_together():
-    worse = {"metric": 0.1, "p50_ms": 50.0, "size_kib": 900.0}
-    others = [make_row(**worse, **{key: "x"}) for key in ("dataset", "hardware", "machine")]
+    worse = {"metric": 0.1, "levelled_p50_ms": 50.0, "size_kib": 900.0}
+    others = [make_row(**worse, **{key: "x"}) for key in ("images", "hardware", "machine")]
     assert pareto(make_row(), *others) == [True] * 4
+
+
+def test_latencies_of_one_net_stand_on_one_footing():
+    """The uncompressed net took 4, 6 and 20 ms: the last while others used the machine."""
+    rows = [
+        make_row(p50_ms=4.0),
+        make_row(compression="ptq", p50_ms=3.0, baseline_p50_ms=6.0, speedup=2.0),
+        make_row(compression="qat", p50_ms=10.0, baseline_p50_ms=20.0, speedup=2.0),
+        make_row(compression="prune", p50_ms=7.0),
+        make_row(compression="ptq", model="other", p50_ms=3.0, baseline_p50_ms=9.0, speedup=3.0),
+    ]
+    assert [row.levelled_p50_ms for row in level_latencies(rows)] == [6.0, 3.0, 3.0, 7.0, 3.0]
+
+
+def variant(result, *, model=None, train=None, dataset=None, seed=None, **steps):
+    """The run with other options, a word for each step of its compression."""
+    compression = {name: {"_target_": "t", **options} for name, options in steps.items()}
+    config = {**result.config, "compression": compression}
+    if train is not None:
+        config["train"] = {**config.get("train", {}), **train}
+    if model is not None:
+        config["model"] = {**config.get("model", {}), **model}
+    if seed is not None:
+        config["seed"] = seed
+    return dataclasses.replace(
+        result,
+        choices={**result.choices, "compression": ",".join(steps) or "none"},
+        config=config,
+        dataset={**result.dataset, **(dataset or {})},
+    )
+
+
+def names_of(runs):
+    return tell_apart([(run, "openvino") for run in runs])
 
 
 def test_runs_of_the_same_steps_are_told_apart_by_what_they_set_differently(finished):
     plain, _ = finished["segmentation"]
-
-    def run(**options):
-        compression = {
-            step: {"_target_": "t", "epochs": 3, **of_step} for step, of_step in options.items()
-        }
-        choices = {**plain.choices, "compression": ",".join(options) or "none"}
-        return dataclasses.replace(
-            plain, choices=choices, config={**plain.config, "compression": compression}
-        )
-
     runs = [
-        run(prune={"ratio": 0.5}),
-        run(prune={"ratio": 0.9}),
-        run(prune={"ratio": 0.5}, qat={"bits": 8}),
-        run(prune={"ratio": 0.5}, qat={"bits": 7}),
-        run(qat={"bits": 8}),
-        run(),
+        variant(plain, prune={"ratio": 0.5}),
+        variant(plain, prune={"ratio": 0.9}),
+        variant(plain, prune={"ratio": 0.5}, qat={"bits": 8}),
+        variant(plain, prune={"ratio": 0.5}, qat={"bits": 7}),
+        variant(plain, qat={"bits": 8}),
+        variant(plain),
     ]
-    assert tell_apart(runs) == [
+    assert [each.compression for each in names_of(runs)] == [
         "prune (ratio=0.5)",
         "prune (ratio=0.9)",
         "prune,qat (qat.bits=8)",
@@ -81,6 +112,67 @@ def test_runs_of_the_same_steps_are_told_apart_by_what_they_set_differently(fini
         "qat",
         "none",
     ]
+
+
+def test_runs_that_differ_elsewhere_are_told_apart_too(finished):
+    plain, _ = finished["segmentation"]
+    wide, longer = names_of([variant(plain, model={"width": 64}), variant(plain, seed=3)])[:2]
+    assert wide.model.endswith("(width=64)")
+    assert "width" not in longer.model
+    runs = [variant(plain, train={"epochs": epochs}, prune={}) for epochs in (5, 15)]
+    assert [each.compression for each in names_of(runs)] == [
+        "prune (train.epochs=5)",
+        "prune (train.epochs=15)",
+    ]
+
+
+def test_runs_on_other_images_are_told_apart_where_the_record_has_no_paths(finished):
+    plain, _ = finished["segmentation"]
+    other = variant(plain, dataset={"num_samples": {"train": 9, "val": 3, "test": 3}})
+    names = names_of([variant(plain), other])
+    assert names[0] != names[1]
+    assert names[0].compression == f"none (settings {settings_digest(variant(plain), 'openvino')})"
+    assert len({run.images for each in (plain, other) for run in rows_of(each)}) == 2
+
+
+def test_what_follows_the_training_does_not_tell_runs_apart(finished):
+    plain, _ = finished["segmentation"]
+    runs = [
+        variant(plain, train={"epochs": n}, prune={"epochs": n, "ratio": 0.5}) for n in (12, 30)
+    ]
+    runs[1].choices["model"] = "unet"
+    assert {each.compression for each in names_of(runs)} == {"prune"}
+
+
+def test_the_order_of_the_steps_and_a_teachers_file_part_runs(finished):
+    plain, _ = finished["segmentation"]
+    orders = [variant(plain, prune={}, low_rank={}), variant(plain, low_rank={}, prune={})]
+    files = [variant(plain, distill={"teacher": "unet@<path>"}) for _ in range(2)]
+    for key, run in zip("ab", files, strict=True):
+        run.teacher = {"key": key}
+    for pair in (orders, files):
+        assert len({settings_digest(run, "openvino") for run in pair}) == 2
+
+
+def test_what_decides_no_row_does_not_part_runs(finished):
+    plain, _ = finished["segmentation"]
+    own = settings_digest(plain, "openvino")
+    for others in ({"seed": 4}, {"name": "a"}, {"robustness": {"enabled": False}}):
+        other = dataclasses.replace(plain, config={**plain.config, **others})
+        assert settings_digest(other, "openvino") == own
+    more = {**plain.config, "runtime": {"executorch": {"_target_": "t"}}}
+    assert settings_digest(dataclasses.replace(plain, config=more), "openvino") == own
+    assert settings_digest(variant(plain, train={"epochs": 99}), "openvino") != own
+
+
+def test_accelerators_are_other_machines(finished):
+    result = dataclasses.replace(finished["segmentation"][0])
+    result.environment = {**result.environment, "cpu": "c", "gpu": "g"}
+    machines = []
+    for device in ("cpu", "cuda"):
+        result.config = {**result.config, "hardware": {"device": device}}
+        machines.append(rows_of(result)[0].machine)
+    assert machines == ["c", "c + g"]
 
 
 def test_rows_are_sorted_best_first_and_unknown_last():
@@ -164,19 +256,20 @@ def test_csv_and_html_go_where_they_are_told(outputs, tmp_path):
 
 def test_the_table_is_written_for_documents(outputs, tmp_path):
     assert main([str(outputs), "--markdown", str(tmp_path / "table.md")]) == 0
-    first, _, head, rule, *rows, _, remark = (tmp_path / "table.md").read_text().splitlines()
-    assert remark.startswith("One seed: no ranking.")
+    first, _, *lines = (tmp_path / "table.md").read_text().splitlines()
+    (head, rule, *rows), remarks = lines[:5], " ".join(lines[5:])
+    assert all(words in remarks for words in ("Pareto *: ", "Levelled p50: ", "No ranking: "))
     assert first.startswith("dataset lidc_nodules, model ultralight_vm_unet")
-    assert head.count("|") == rule.count("|")
+    assert head.count("|") == rule.count("|") > 3
     assert {row.count("|") for row in rows} == {head.count("|")}
-    assert len(rows) == 3
 
 
 def test_what_a_net_has_over_its_control_is_a_column(tmp_path):
     result = make_run(tmp_path, runtimes=("onnxruntime", "openvino"))
-    items = [{"name": "safety/metric_drop", "difference": 0.03}]
-    result.control = {"openvino": {"items": items}}
-    assert [row.over_control for row in rows_of(result)] == [None, -0.03]
+    for difference, gain in ((0.03, -0.03), (0.0, 0.0), (None, None)):
+        items = [{"name": "safety/metric_drop", "difference": difference}]
+        result.control = {"openvino": {"items": items}}
+        assert [row.over_control for row in rows_of(result)] == [None, gain]
 
 
 def test_columns_are_chosen_and_what_tells_rows_apart_stays(outputs, tmp_path, capsys):

@@ -9,15 +9,15 @@ from fake_run import make_run
 from test_report_compare import make_row
 
 from medlite.__main__ import _show_sweep
-from medlite.report.compare import (
+from medlite.report.compare import main
+from medlite.report.comparison_table import (
     as_html,
     as_markdown,
+    frontiers,
     lines_of_runs,
     lines_of_seeds,
-    main,
     print_table,
 )
-from medlite.report.comparison import settings_digest
 from medlite.report.frontier import Result, frontier_chart
 from medlite.report.result import write_result
 from medlite.report.seeds import summarise_seeds
@@ -62,6 +62,13 @@ def test_verdicts_are_counted_and_the_frontier_is_that_of_the_means():
     assert (first.row.is_pareto, second.row.is_pareto) == (True, False)
 
 
+def test_budgets_that_one_seed_misses_are_not_called_met():
+    (summary,) = summarise_seeds(
+        [make_row(seed=seed, budgets=each) for seed, each in enumerate(("fits", "missed", "fits"))]
+    )
+    assert summary.row.budgets == "2 fits, 1 missed"
+
+
 def test_the_verb_puts_seeds_together(tmp_path, capsys):
     result = make_run(tmp_path, runtimes=("onnxruntime",))
     for seed in range(2):
@@ -72,14 +79,14 @@ def test_the_verb_puts_seeds_together(tmp_path, capsys):
     assert main([str(tmp_path), "--over-seeds"]) == 0
     printed = capsys.readouterr().out
     assert "1 results" in printed
-    assert "no ranking" not in printed
+    assert "No ranking" not in printed
     with (tmp_path / "compare.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["num_seeds"] == "2"
     assert float(row["metric_half_width"]) == float(row["metric_sd"]) == 0.0
     assert "(sd 0)" in printed
     assert main([str(tmp_path)]) == 0
-    assert "no ranking" in capsys.readouterr().out
+    assert "No ranking" in capsys.readouterr().out
 
 
 def test_a_table_that_rests_on_one_seed_says_so_wherever_it_is_shown(capsys):
@@ -87,9 +94,9 @@ def test_a_table_that_rests_on_one_seed_says_so_wherever_it_is_shown(capsys):
     for lines in (lines_of_runs(rows), lines_of_seeds(rows, "metric")):
         print_table(lines, [])
         for shown in (capsys.readouterr().out, as_html(lines, []), as_markdown(lines)):
-            assert "One seed: no ranking." in shown
+            assert "No ranking" in shown
     several = lines_of_seeds(rows[:2], "metric")
-    assert "no ranking" not in as_html(several, []) + as_markdown(several)
+    assert "No ranking" not in as_html(several, []) + as_markdown(several)
 
 
 def test_a_sweep_ends_in_a_table_of_its_own_runs(tmp_path, capsys):
@@ -115,7 +122,11 @@ def test_the_chart_marks_the_frontier_and_the_verdict():
         "d on openvino",
         [
             Result(make_row(compression="qat", is_pareto=True), half_width=0.125),
-            Result(make_row(compression="prune", safety="1 FAIL, 2 PASS", metric=0.5, p50_ms=2.0)),
+            Result(
+                make_row(
+                    compression="prune", safety="1 FAIL, 2 PASS", metric=0.5, levelled_p50_ms=2.0
+                )
+            ),
             Result(make_row(compression="lost", metric=None)),
         ],
     )
@@ -126,8 +137,29 @@ def test_the_chart_marks_the_frontier_and_the_verdict():
     assert chart.count('r="3" fill="#b3261e"') == 1
 
 
+def test_other_scores_machines_and_images_have_charts_of_their_own():
+    changes = ({}, {"metric_name": "auc"}, {"hardware": "cuda"}, {"machine": "n"}, {"images": "j"})
+    rows = [make_row(compression=step, **each) for each in changes for step in ("none", "qat")]
+    charts = frontiers(lines_of_runs(rows))
+    assert [chart.count("<circle") for chart in charts] == [2] * 5
+    assert sum(">auc<" in chart for chart in charts) == 1
+
+
+def test_words_in_a_crowd_stay_in_the_picture_and_apart():
+    rows = [
+        make_row(compression=f"distill+prune+qat {n}", levelled_p50_ms=p50)
+        for n in range(12)
+        for p50 in (0.1, 9.0)
+    ]
+    chart = frontier_chart("d", [Result(row) for row in rows])
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>distill', chart)
+    places = [tuple(map(float, each)) for each in found]
+    assert len(places) == len(set(places)) == 24
+    assert all(0 <= x <= 860 - 19 * 6 and 20 <= y <= 340 for x, y in places)
+
+
 def test_one_result_is_no_frontier():
-    assert frontier_chart("d", [Result(make_row()), Result(make_row(p50_ms=None))]) == ""
+    assert frontier_chart("d", [Result(make_row()), Result(make_row(levelled_p50_ms=None))]) == ""
 
 
 def test_verdicts_of_seeds_have_the_colour_of_the_worst():
@@ -135,10 +167,3 @@ def test_verdicts_of_seeds_have_the_colour_of_the_worst():
         "3 PASS", "2 PASS, 1 FAIL", "2 PASS, 1 INCONCLUSIVE", "3 not compared", "fits"
     )}  # fmt: skip
     assert list(colours.values()) == ["pass", "fail", "open", "quiet", "pass"]
-
-
-def test_what_decides_no_row_does_not_part_seeds():
-    config = {"seed": 0, "train": {"epochs": 3}, "robustness": {"enabled": True}}
-    others = ({"seed": 4}, {"name": "a"}, {"robustness": {"enabled": False}}, {"shortcuts": {}})
-    assert {settings_digest({**config, **other}) for other in others} == {settings_digest(config)}
-    assert settings_digest({**config, "train": {"epochs": 4}}) != settings_digest(config)
