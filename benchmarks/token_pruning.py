@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medlite.bench.complexity import count_layers, total
 from medlite.command_line import conf_directory
 from medlite.compression.token_blocks import TokenDroppingBlock
 from medlite.compression.token_pruning import TokenPruning
 from medlite.config import build, model_config
 from medlite.data.phantom import phantom
 from medlite.export.export import export
+from medlite.export.layer_costs import count_layers, total
 from medlite.runtimes.onnxruntime import OnnxRuntime
 from medlite.runtimes.openvino import OpenVinoRuntime
 from medlite.runtimes.torch import TorchRuntime

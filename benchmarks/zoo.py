@@ -41,12 +41,12 @@ from state_space_models import enliven, predict, real_images, runtimes
 from torch import nn
 
 from medlite.bench.benchmark import BenchmarkResult, benchmark
-from medlite.bench.complexity import count_layers, total
 from medlite.bench.lane import Candidate
 from medlite.command_line import conf_directory
 from medlite.config import build, model_config
 from medlite.errors import MedliteError, ShapeError
 from medlite.export.export import export
+from medlite.export.layer_costs import count_layers, total
 from medlite.types import Artifact, BenchmarkSettings, Hardware, Runtime
 
 NUM_CLASSES = 3

@@ -11,9 +11,9 @@ from torch import nn
 
 from medlite.audit.claims import Claim
 from medlite.audit.runs import find_evidence
-from medlite.bench.complexity import LayerCost, count_layers, total
 from medlite.config import build, check_signature, locate, model_config
 from medlite.errors import ConfigError
+from medlite.export.layer_costs import LayerCost, count_layers, total
 
 AGREES, DIFFERS, OPEN = "as claimed", "differs", "not checked"
 

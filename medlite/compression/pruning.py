@@ -51,12 +51,13 @@ class StructuredPruning:
         iterations: prune and train in so many turns, each of which removes the same share of
             what the one before it left; importances are found anew in each.
         importance: "magnitude" (L2 norm of the weights of all layers of the group, as in DepGraph,
-            no data), "taylor" (Molchanov et al., arXiv:1906.10771: the change of the loss to first
-            order, from training batches), "bn_scale" (the scales of batch normalisation, Liu et
-            al., "Network Slimming", arXiv:1708.06519, without its sparse training; groups without
-            batch normalisation stay), "hessian" (Optimal Brain Damage, LeCun et al., 1989, with
-            the diagonal of the empirical Fisher for the Hessian) or "random" (a control, and no
-            weak one: Li et al., arXiv:2205.05676).
+            no data), "taylor" (the change of the cross-entropy to first order, after Molchanov et
+            al., arXiv:1906.10771, from the gradient summed over training batches), "bn_scale" (the
+            scales of batch normalisation, Liu et al., "Network Slimming", arXiv:1708.06519,
+            without its sparse training; groups without batch normalisation stay), "hessian"
+            (Optimal Brain Damage, LeCun et al., 1989, with the diagonal of the empirical Fisher
+            for the Hessian) or "random" (a control, and no weak one: Li et al.,
+            arXiv:2205.05676).
         round_to: numbers of channels stay multiples of this, which kernels are fast for.
         importance_batches: training batches behind "taylor" and "hessian".
         protect: names of layers, or of blocks of layers, that keep their output channels. A name
@@ -118,10 +119,10 @@ class StructuredPruning:
         """Return the smaller, trained net and its structure; `net` stays as it is.
 
         Raises:
-            MedliteError: not one channel could be removed, the target is out of reach, or
+            MedliteError: not one channel could be removed or scored, the target is out of reach, or
                 `protect` names no layer.
         """
-        image = torch.zeros(1, *context.spec.input_shape)
+        shape = context.spec.input_shape
         current = evaluation_copy(net)
         pruner = Pruner(
             context=context,
@@ -132,7 +133,7 @@ class StructuredPruning:
             protect=self.protect,
             seed=torch.initial_seed(),
         )
-        sizes = [describe_size(current, image)]
+        sizes = [describe_size(current, shape)]
         for index, epochs in enumerate(_shared(self.epochs, self.iterations)):
             # Powers, so that every turn takes the same share of what is left.
             left = (1 - self.ratio) ** ((index + 1) / self.iterations)
@@ -141,7 +142,7 @@ class StructuredPruning:
             is_last = index + 1 == self.iterations
             if is_last and not pruner.pruned:
                 raise MedliteError(self._say_nothing_went(net, len(pruner.first_sizes)))
-            sizes.append(describe_size(current, image))
+            sizes.append(describe_size(current, shape))
             current = context.fit(
                 current, name=name, epochs=epochs, learning_rate=self.learning_rate
             )

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from medlite.export.layer_costs import LayerCost, count_layers, total
 from medlite.types import CompressionContext
 
 TARGETS = ("ratio", "macs", "params", "latency")
@@ -68,22 +66,22 @@ def goal_of(target: str, net: nn.Module, context: CompressionContext) -> Goal | 
 
     A plan on fresh weights times nothing and takes multiply-adds in the place of latency.
     """
-    image = torch.zeros(1, *context.spec.input_shape)
+    shape = context.spec.input_shape
     if target == "ratio":
         return None
     if target == "params":
         return Goal(
             target=target,
-            measure=count_parameters,
-            whole=count_parameters(net),
+            measure=lambda some: size_of(some, shape).params,
+            whole=size_of(net, shape).params,
             what="parameters",
             show="{:,.0f} parameters".format,
         )
     if target == "macs" or context.latency_ms is None:
         return Goal(
             target=target,
-            measure=lambda some: count_macs(some, image),
-            whole=count_macs(net, image),
+            measure=lambda some: size_of(some, shape).macs,
+            whole=size_of(net, shape).macs,
             what="multiply-adds",
             show=lambda macs: f"{macs / 1e6:,.1f} million multiply-adds",
             where="" if target == "macs" else ", in the place of latency, which no plan measures",
@@ -141,28 +139,17 @@ def search(
     return Found(low, best, len(tried))
 
 
-def count_parameters(net: nn.Module) -> int:
-    """All of them; a shared one counts once."""
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-@torch.no_grad()
-def count_macs(net: nn.Module, image: torch.Tensor) -> float:
-    """Multiply-adds of convolutions, matrix products and attention for one image.
+def size_of(net: nn.Module, input_shape: tuple[int, ...]) -> LayerCost:
+    """What a net costs in the form that is deployed, as the card counts it.
 
     Args:
         net: in evaluation mode.
-        image: (1, C, H, W[, D]).
+        input_shape: (C, H, W[, D]) of an image.
     """
-    # fused attention has no formula on the CPU
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(image)
-    return counter.get_total_flops() / 2
+    return total(count_layers(net, input_shape))
 
 
-def describe_size(net: nn.Module, image: torch.Tensor) -> str:
+def describe_size(net: nn.Module, input_shape: tuple[int, ...]) -> str:
     """Parameters and multiply-adds in words."""
-    macs = count_macs(net, image)
-    return (
-        f"{count_parameters(net):,} parameters and {macs / 1e6:,.1f} million multiply-adds an image"
-    )
+    size = size_of(net, input_shape)
+    return f"{size.params:,} parameters and {size.macs / 1e6:,.1f} million multiply-adds an image"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from medlite.bench.complexity import count_layers, total
+from medlite.export.layer_costs import count_layers, total
 from medlite.metrics.statistics import grouped_scores
 from medlite.metrics.task import primary_metric
 from medlite.pipeline.job import Job

@@ -14,7 +14,8 @@ import torch
 
 from medlite.bench.benchmark import BenchmarkResult
 from medlite.bench.budget import judge_budgets
-from medlite.bench.complexity import count_layers, measure_complexity, write_layers
+from medlite.bench.complexity import measure_complexity, write_layers
+from medlite.export.layer_costs import count_layers
 from medlite.metrics.evaluate import evaluate, reliability
 from medlite.metrics.task import primary_metric
 from medlite.pipeline.cases import record_exemplars, record_failures
@@ -33,7 +34,7 @@ from medlite.report.lookup import Lookup
 from medlite.report.page import write_report_html
 from medlite.report.result import RunResult, write_result
 from medlite.report.terminal import console, print_summary
-from medlite.report.verdict import find_no_gain, summarise_verdict, worst_of
+from medlite.report.verdict import describe_gain, summarise_verdict, worst_of
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
 from medlite.safety.operating_point import OperatingPoint, choose_operating_points
@@ -256,7 +257,7 @@ def _verdict(
         "safety": worst_of(verdicts, is_complete=is_compared, nothing="not compared"),
         "parity": worst_of(matches, is_complete=has_answered, nothing="PASS"),
         "quantization": _judge_quantization(evidence),
-        "gain": find_no_gain(Lookup(measurements)),
+        "gain": describe_gain(Lookup(measurements)),
         "unmeasured": unmeasured,
     }
     return {**plain, "summary": summarise_verdict(**plain)}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medlite.report.lookup import Lookup
+
+LEAST_SAVING = 0.99
+"""of the bytes before, for a file to count as smaller"""
 
 
 def summarise_verdict(
@@ -25,7 +29,7 @@ def summarise_verdict(
         safety: "PASS", "FAIL", "INCONCLUSIVE" or "not compared".
         parity: "PASS", "FAIL" or "INCONCLUSIVE".
         quantization: what became of 8-bit arithmetic, in words; "" where none was asked for.
-        gain: where compression made nothing smaller or faster, in words; "" where it did.
+        gain: where compression made nothing smaller or faster, or something slower, in words.
         unmeasured: the runtimes on which the deployed model failed.
 
     >>> summarise_verdict(budgets=[], safety="PASS", parity="PASS")
@@ -59,22 +63,35 @@ def worst_of(verdicts: Iterable[str], *, is_complete: bool, nothing: str) -> str
     return next((each for each in ("FAIL", "INCONCLUSIVE", "PASS") if each in known), nothing)
 
 
-def find_no_gain(found: Lookup) -> str:
-    """The runtimes on which the deployed model is neither faster nor smaller than the baseline.
+def describe_gain(found: Lookup) -> str:
+    """Where the deployed model is neither faster nor smaller than the baseline, or is slower.
 
-    Faster means that the interval of the speed-up lies above 1, smaller fewer bytes on disk.
+    Faster or slower means that the whole interval of the speed-up lies on one side of 1; smaller,
+    at least 1 % fewer bytes on disk: files of one net differ by the lengths of names in them.
     """
     lost = [runtime for runtime in found.runtimes() if _gains_nothing(found, runtime)]
-    return f"no gain on this hardware: {', '.join(lost)}" if lost else ""
+    slower = [runtime for runtime in found.runtimes() if _speedup(found, runtime)[1] < 1]
+    parts = [
+        *([f"no gain on this hardware: {', '.join(lost)}"] if lost else []),
+        *([f"slower than before on {', '.join(slower)}"] if slower else []),
+    ]
+    return "; ".join(parts)
+
+
+def _speedup(found: Lookup, runtime: str) -> tuple[float, float]:
+    """The ends of its interval; NaN where there is none."""
+    speedup = found.get(f"speedup/{runtime}/ratio")
+    if speedup is None or speedup.value is None:
+        return math.nan, math.nan
+    return speedup.spread or (speedup.value, speedup.value)
 
 
 def _gains_nothing(found: Lookup, runtime: str) -> bool:
-    speedup = found.get(f"speedup/{runtime}/ratio")
     before, after = (found.of("size", f"{p}{runtime}", "disk_kib") for p in ("baseline/", ""))
-    if speedup is None or speedup.value is None or before is None or after is None:
+    if before is None or after is None:
         return False
-    least = speedup.spread[0] if speedup.spread else speedup.value
-    return least <= 1 and (after.value or 0) >= (before.value or 0)
+    is_smaller = (after.value or 0) <= LEAST_SAVING * (before.value or 0)
+    return _speedup(found, runtime)[0] <= 1 and not is_smaller
 
 
 def summarise_budgets(budgets: Sequence[Mapping[str, Any]]) -> str:

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medlite.bench.complexity import count_layers, measure_complexity, total, write_layers
+from medlite.bench.complexity import measure_complexity, write_layers
 from medlite.compression.quantized_graph import calibrate, convert, prepare
 from medlite.compression.quantizer import Int8Quantizer
+from medlite.export.layer_costs import count_layers, total
 from medlite.models.layers.scans.selective import selective_scan
 
 SHAPE = (3, 8, 8)

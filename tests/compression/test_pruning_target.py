@@ -1,8 +1,8 @@
 import pytest
-import torch
 from torch import nn
 
-from medlite.compression.pruning_target import count_macs, search
+from medlite.compression.pruning_target import search, size_of
+from medlite.models.timm_classifier import TimmClassifier
 
 
 class Stairs:
@@ -54,4 +54,12 @@ def test_where_the_least_is_too_much_the_least_is_taken():
 
 def test_multiply_adds_are_those_of_the_closed_form():
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
-    assert count_macs(net, torch.zeros(1, 3, 4, 4)) == 8 * 3 * 9 * 16 + 8 * 16 * 5
+    size = size_of(net, (3, 4, 4))
+    assert (size.macs, size.params) == (8 * 3 * 9 * 16 + 8 * 16 * 5, 8 * 28 + 5 * 129)
+
+
+def test_branches_count_as_the_one_convolution_that_is_deployed():
+    net = TimmClassifier(in_channels=3, num_classes=2, name="mobileone_s0").eval()
+    size = size_of(net, (3, 32, 32))
+    assert size.params == sum(p.numel() for p in net.deploy().parameters())
+    assert size.params < sum(p.numel() for p in net.parameters()) / 2

@@ -13,7 +13,6 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import nn
 from toy_world import TinyClassifier, TinyUNet, make_batch, make_context, make_spec
 
-from medlite.bench.complexity import count_layers, total
 from medlite.compression.low_rank import LowRank
 from medlite.compression.pruning import StructuredPruning
 from medlite.compression.quantization import PostTrainingQuantization
@@ -21,6 +20,7 @@ from medlite.compression.token_blocks import TokenDroppingBlock
 from medlite.compression.token_pruning import TokenPruning
 from medlite.errors import ConfigError, MedliteError
 from medlite.export.export import export
+from medlite.export.layer_costs import count_layers, total
 from medlite.models.apformer import APFormer
 from medlite.models.segformer import SegFormer
 from medlite.models.timm_classifier import TimmClassifier

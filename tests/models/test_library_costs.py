@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from medlite import config
-from medlite.bench.complexity import count_layers, total
 from medlite.command_line import conf_directory
+from medlite.export.layer_costs import count_layers, total
 
 SIDE = 224
 GMACS = {
