@@ -274,6 +274,13 @@ def test_one_control_serves_all_steps_that_train_as_long(tmp_path):
     assert {"phantom-unet+qat", "phantom-unet+prune"} <= set(names)
 
 
+def test_a_fine_tuning_and_its_control_are_one(tmp_path):
+    words = ("compression=[finetune,ptq]", "compression.finetune.epochs=1")
+    run_words(tmp_path, *words, "stages=[train,compress]")
+    names = [path.name.rpartition("-")[0] for path in (tmp_path / "store").iterdir()]
+    assert names.count("phantom-unet+finetune") == 1
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -22,14 +22,16 @@ IMPORTANCES = {
     "hessian": torch_pruning.importance.GroupHessianImportance,
     "random": lambda normalizer: torch_pruning.importance.RandomImportance(),
 }
-"""Criteria by name. "taylor": what the loss would change if a weight became zero, to first order
-(Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771), from
-gradients; "magnitude": the square of a weight, which summed over all weights of a unit is the
-group norm of DepGraph (arXiv:2301.12900, section 3.3); "bn_scale": the size of the scales of
-batch normalisation, nothing else (Liu et al., "Learning Efficient Convolutional Networks through
-Network Slimming", arXiv:1708.06519), without their sparse training; "hessian": the change of the
-loss to second order (LeCun et al., "Optimal Brain Damage", NIPS 1989), where the diagonal of the
-Hessian is the diagonal empirical Fisher, the mean square of the gradients of single images;
+"""Criteria by name. "taylor": what the cross-entropy would change if a weight became zero, to
+first order (after Molchanov et al., "Importance Estimation for Neural Network Pruning",
+arXiv:1906.10771, who square it batch by batch; here the gradient is summed over all batches
+first, as torch-pruning does); "magnitude": the square of a weight, which summed over all weights
+of a unit is the group norm of DepGraph (arXiv:2301.12900, section 3.3); "bn_scale": the size of
+the scales of batch normalisation, nothing else (Liu et al., "Learning Efficient Convolutional
+Networks through Network Slimming", arXiv:1708.06519), without their sparse training; "hessian":
+the change of the cross-entropy to second order (LeCun et al., "Optimal Brain Damage", NIPS 1989),
+where the diagonal of the Hessian is the diagonal empirical Fisher, the mean square of the
+gradients of single images;
 "random": a control."""
 
 

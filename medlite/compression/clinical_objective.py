@@ -23,12 +23,24 @@ LOWER_IS_BETTER = ("ece", "nll")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """What the objective says of some logits: NaN where an output is not finite.
+
+    sensitivities: of each class, NaN of one that does not occur; empty for other objectives.
+    """
+
+    value: float
+    sensitivities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClinicalObjective:
     """One number for a model's logits on fixed images, and how much worse another number is.
 
     Args:
         kind: "metric" is the task's own (mean foreground Dice, macro AUC); "worst_sensitivity"
-            the lowest of any class that occurs; "ece" and "nll" judge the confidence.
+            the lowest of any class that occurs, and what any class loses of its own; "ece" and
+            "nll" judge the confidence.
         spec: of the data.
         batches: the images with their targets; every image counts once, whoever's it is.
     """
@@ -52,37 +64,47 @@ class ClinicalObjective:
         """What a net on the CPU says of the images, (N, K, ...) float32."""
         return torch.cat([net(batch.image) for batch in self.batches])
 
-    def value(self, logits: Tensor) -> float:
-        """The objective; NaN where an output is not finite.
+    def score(self, logits: Tensor) -> Score:
+        """Measure logits of all images.
 
         Raises:
             MedliteError: the classes that it needs do not occur among the images.
         """
         if not logits.isfinite().all():
-            return math.nan
+            return Score(value=math.nan)
         targets = torch.cat([batch.target for batch in self.batches]).numpy()
         groups = tuple(map(str, range(len(targets))))
         predictions = Predictions(logits=logits.numpy(), targets=targets, groups=groups)
-        value = self._value(grouped_scores(predictions, self.spec))
-        if math.isnan(value):
+        score = self._score(grouped_scores(predictions, self.spec))
+        if math.isnan(score.value):
             message = (
                 f"objective={self.kind}: {self.name} cannot be measured on {self.num_images} "
                 "validation images, in which too few classes occur; raise validation_batches or "
                 "choose objective=nll"
             )
             raise MedliteError(message)
-        return value
+        return score
 
-    def loss(self, value: float, reference: float) -> float:
-        """How much worse `value` is than `reference`, negative where it is better."""
-        worse = value - reference if self.kind in LOWER_IS_BETTER else reference - value
-        return math.inf if math.isnan(worse) else worse
+    def loss(self, score: Score, reference: Score) -> float:
+        """How much worse `score` is than `reference`, negative where it is better.
 
-    def _value(self, scores: GroupedScores) -> float:
+        Of sensitivities the largest loss of any one class: the worst class alone would hide it
+        where another is worse still, or found by neither.
+        """
+        if math.isnan(score.value) or math.isnan(reference.value):
+            return math.inf
+        if self.kind == "worst_sensitivity":
+            losses = np.subtract(reference.sensitivities, score.sensitivities)
+            return float(np.nanmax(losses))
+        worse = score.value - reference.value
+        return worse if self.kind in LOWER_IS_BETTER else -worse
+
+    def _score(self, scores: GroupedScores) -> Score:
         if self.kind != "worst_sensitivity":
-            return scores.value(primary_metric(self.spec) if self.kind == "metric" else self.kind)
+            name = primary_metric(self.spec) if self.kind == "metric" else self.kind
+            return Score(value=scores.value(name))
         found = [scores.value(name) for name in scores.statistics if name.startswith("sensitivity")]
-        return float(np.nanmin(found))
+        return Score(value=float(np.nanmin(found)), sensitivities=tuple(found))
 
 
 def noise_ratio(logits: Tensor, reference: Tensor) -> float:

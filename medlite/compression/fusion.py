@@ -42,21 +42,21 @@ class Fuse:
     a step between the two is what needs this one.
 
     Args:
-        calibration_samples: training images on which the fused net is held against the given one.
+        num_checked_images: training images on which the fused net is held against the given one.
         tolerance: largest difference of the logits that passes, as a share of the largest logit;
             rounding in float32 makes some 1e-6.
     """
 
     stage: ClassVar[Stage] = "structure"
 
-    calibration_samples: int = 16
+    num_checked_images: int = 16
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        samples, tolerance = self.calibration_samples, self.tolerance
+        samples, tolerance = self.num_checked_images, self.tolerance
         check_options(
             [
-                ("calibration_samples", samples, samples >= 1, "a whole number from 1 up"),
+                ("num_checked_images", samples, samples >= 1, "a whole number from 1 up"),
                 ("tolerance", tolerance, 0 < tolerance < 1, "in (0, 1)"),
             ]
         )
@@ -84,7 +84,7 @@ class Fuse:
             )
             raise MedliteError(message)
         fold_norms(fused, folds)
-        images = context.calibration_images(self.calibration_samples)
+        images = context.calibration_images(self.num_checked_images)
         if merged is not original:
             self._check(original, merged, images, {name for name, _ in merged.named_modules()})
         self._check(merged, fused, images, _places_to_compare(fused, folds))

@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from medlite.compression.checks import check_options
 from medlite.compression.graph_record import rebuild_graph, record_graph
 from medlite.compression.order import Stage
-from medlite.compression.quantized_graph import count_scans, exported, finished, prepare
+from medlite.compression.quantized_graph import exported, finished, kept_in_words, prepare
 from medlite.compression.quantizer import WEIGHTED, Int8Quantizer, layer_name
 from medlite.optional import require
 from medlite.types import CompressionContext, DataSpec
@@ -141,11 +141,7 @@ class NncfQuantization:
             "their sums); "
             f"{num_images} training images, bias correction: {self.bias_correction}{smoothing}",
         )
-        scans = count_scans(graph)
-        kept = [*quantizer.float_layers]
-        if scans:
-            kept.append(f"{scans} selective scan{'s' * (scans != 1)}")
-        context.report("kept in float", ", ".join(kept) or "nothing")
+        context.report("kept in float", kept_in_words(quantizer.float_layers, graph))
 
 
 class _WithPaths(Quantizer):

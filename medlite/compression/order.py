@@ -16,7 +16,8 @@ def check_order(steps: Mapping[str, Any]) -> list[str]:
     """What is wrong with an order of steps, in words; empty where it can run.
 
     Structure and training steps may come in any order, each once; one numeric step may end them,
-    and behind everything the logits may be calibrated.
+    and behind everything the logits may be calibrated. Nothing that trains or changes layers may
+    come behind a step that leaves zeros: they would be filled without a word.
 
     Args:
         steps: the steps by name, in the order in which they are to be applied. A step, or its
@@ -43,6 +44,12 @@ def _problems(name: str, step: Any, later_name: str, later: Any) -> list[str]:
             f"compression: '{later_name}' cannot follow '{name}', which fits the logits of the "
             f"finished net; put '{name}' last"
         ]
+    if getattr(step, "leaves_zeros", False) and _changes_weights(later):
+        is_last = later.stage == "numeric"
+        return [
+            f"compression: '{later_name}' cannot follow '{name}', whose zeros it would fill; "
+            + ("take ptq in its place" if is_last else f"put it before '{name}'")
+        ]
     if step.stage != "numeric" or later.stage == "calibrate":
         return []
     if later.stage == "numeric":
@@ -53,6 +60,11 @@ def _problems(name: str, step: Any, later_name: str, later: Any) -> list[str]:
         f"compression: '{later_name}' cannot follow '{name}', whose result is a fixed graph; "
         f"put '{name}' last"
     ]
+
+
+def _changes_weights(step: Any) -> bool:
+    """Whether a step trains, or puts other layers into the place of those that were there."""
+    return step.stage in ("structure", "train") or "epochs" in getattr(step, "__annotations__", ())
 
 
 def _kind(step: Any) -> type:

@@ -56,7 +56,7 @@ class Pruner:
             turn: its name, for the card.
 
         Raises:
-            MedliteError: out of reach, or `protect` names no layer.
+            MedliteError: out of reach, no channel can be scored, or `protect` names no layer.
         """
         images = torch.zeros(2, *self.context.spec.input_shape)
         whole = evaluation_copy(net)
@@ -77,6 +77,12 @@ class Pruner:
         weights = scored_weights(net, self.importance)
         free = without(groups, protected_places(net, self.protect))
         scored = [g for g in free if self._is_scored(g, weights)]
+        if free and not scored:
+            message = (
+                f"importance=bn_scale ranks channels by batch normalisation, and none of those "
+                f"that {type(net).__name__} could lose have any; choose importance=magnitude"
+            )
+            raise MedliteError(message)
         if not self.num_turns:
             self.first_sizes = {group_key(group): group.num_units for group in groups}
             self._note_kept(len(groups) - len(free), len(free) - len(scored))

@@ -91,7 +91,8 @@ class PostTrainingQuantization:
         prepared = prepare(net, context.spec.input_shape, quantizer)
         how = "after training"
         if not quantizer.is_weight_only:
-            how += f", ranges ({self.method}) from {self.calibration_samples} training images"
+            num_images = min(self.calibration_samples, context.spec.num_samples["train"])
+            how += f", ranges ({self.method}) from {num_images} training images"
         report_quantization(prepared, quantizer, context.report, how)
         if context.is_dry:
             return prepared, {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch.fx import GraphModule
 
-from medlite.compression.quantized_graph import count_scans
+from medlite.compression.quantized_graph import kept_in_words
 from medlite.compression.quantizer import Int8Quantizer
 
 TERNARY_BITS = 2
@@ -34,11 +34,7 @@ def report_quantization(
     if quantizer.is_weight_only:
         text = _describe_weights(quantizer, share, scales, how)
     report("quantisation", text)
-    scans = count_scans(prepared)
-    kept = in_short(quantizer.float_layers)
-    if scans:
-        kept.append(f"{scans} selective scan{'s' * (scans != 1)}")
-    report("kept in float", ", ".join(kept) or "nothing")
+    report("kept in float", kept_in_words(in_short(quantizer.float_layers), prepared))
 
 
 def width_of_weights(quantizer: Int8Quantizer) -> str:

@@ -8,6 +8,7 @@ and for quantisation-aware training alike.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -188,9 +189,16 @@ def count_quantized(net: nn.Module) -> int:
 
 
 def count_scans(graph: GraphModule) -> int:
-    """How many selective scans the graph holds: they stay in float."""
-    scans = (n for n in graph.graph.nodes if str(n.target).startswith("medlite.selective_scan"))
-    return sum(1 for _ in scans)
+    """How many scans of any kind the graph holds: they stay in float."""
+    names = (str(node.target) for node in graph.graph.nodes)
+    return sum(name.startswith("medlite.") and "scan" in name for name in names)
+
+
+def kept_in_words(names: Iterable[str], graph: GraphModule) -> str:
+    """Layers that stay in float, and the graph's scans, for a report."""
+    scans = count_scans(graph)
+    counted = [f"{scans} scan{'s' * (scans != 1)}"] if scans else []
+    return ", ".join([*names, *counted]) or "nothing"
 
 
 def _check_batch_sizes(converted: GraphModule, input_shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 
 from medlite.compression.checks import check_options
-from medlite.compression.clinical_objective import OBJECTIVES, ClinicalObjective, noise_ratio
+from medlite.compression.clinical_objective import OBJECTIVES, ClinicalObjective, Score, noise_ratio
 from medlite.compression.layer_switches import LayerSwitches
 from medlite.compression.order import Stage
 from medlite.compression.precision_search import (
@@ -22,12 +22,13 @@ from medlite.compression.precision_search import (
     most_sensitive_first,
 )
 from medlite.compression.quantization import CALIBRATION_BATCH_SIZE
+from medlite.compression.quantization_report import width_of_weights
 from medlite.compression.quantized_graph import (
     PASSES,
     activation_ranges,
     calibrate,
     convert,
-    count_scans,
+    kept_in_words,
     load_activation_ranges,
     prepare,
 )
@@ -164,13 +165,13 @@ class SelectivePrecision:
         prepared = prepare(net, shape, self._quantizer(float_layers))
         self._calibrate(prepared, images)
         converted = convert(prepared, shape)
-        value = trial.objective.value(trial.objective.logits(converted))
+        score = trial.objective.score(trial.objective.logits(converted))
         return _Converted(
             net=converted,
             ranges=activation_ranges(prepared),
             float_layers=float_layers,
-            value=value,
-            loss=trial.objective.loss(value, trial.float_value),
+            value=score.value,
+            loss=trial.objective.loss(score, trial.float_score),
         )
 
     def _report_plan(self, switches: LayerSwitches, context: CompressionContext) -> None:
@@ -191,14 +192,15 @@ class SelectivePrecision:
         context.report(
             "quantisation",
             f"INT8 in {len(switches.layers) - len(chosen.float_layers)} of {num_layers} weighted "
-            f"layers, after training, ranges ({self.method}) from {len(images)} training images",
+            f"layers, int8 weights {width_of_weights(self._quantizer(()))}after training, ranges "
+            f"({self.method}) from {len(images)} training images",
         )
         context.report("kept in float", _kept(switches, chosen.float_layers))
         context.report(
             "selective precision",
             f"{name} on {trial.objective.num_images} validation images: float "
-            f"{trial.float_value:.4f}, all {len(switches.layers)} layers in INT8 "
-            f"{trial.value_of(0):.4f}, deployed {chosen.value:.4f} with "
+            f"{trial.float_score.value:.4f}, all {len(switches.layers)} layers in INT8 "
+            f"{trial.score_of(0).value:.4f}, deployed {chosen.value:.4f} with "
             f"{len(chosen.float_layers)} of them in float; {self._outcome(chosen, name)}",
         )
         most = trial.ordered[:NUM_REPORTED]
@@ -236,7 +238,7 @@ class _Trial:
     switches: LayerSwitches
     objective: ClinicalObjective
     order_by: str
-    values: dict[int, float] = field(default_factory=dict)
+    scores: dict[int, Score] = field(default_factory=dict)
 
     @cached_property
     def float_logits(self) -> Tensor:
@@ -244,8 +246,8 @@ class _Trial:
         return self._logits(())
 
     @cached_property
-    def float_value(self) -> float:
-        return self.objective.value(self.float_logits)
+    def float_score(self) -> Score:
+        return self.objective.score(self.float_logits)
 
     @cached_property
     def ordered(self) -> list[LayerSensitivity]:
@@ -253,22 +255,22 @@ class _Trial:
         layers = [self._sensitivity(name) for name in self.switches.layers]
         return most_sensitive_first(layers, order_by=self.order_by)
 
-    def value_of(self, count: int) -> float:
+    def score_of(self, count: int) -> Score:
         """The objective with the `count` most sensitive layers in float."""
-        if count not in self.values:
+        if count not in self.scores:
             rounded = [layer.name for layer in self.ordered[count:]]
-            self.values[count] = self.objective.value(self._logits(rounded))
-        return self.values[count]
+            self.scores[count] = self.objective.score(self._logits(rounded))
+        return self.scores[count]
 
     def loss_of(self, count: int) -> float:
-        return self.objective.loss(self.value_of(count), self.float_value)
+        return self.objective.loss(self.score_of(count), self.float_score)
 
     def _sensitivity(self, name: str) -> LayerSensitivity:
         logits = self._logits((name,))
         return LayerSensitivity(
             name=name,
             noise_ratio=noise_ratio(logits, self.float_logits),
-            loss=self.objective.loss(self.objective.value(logits), self.float_value),
+            loss=self.objective.loss(self.objective.score(logits), self.float_score),
         )
 
     def _logits(self, rounded: Collection[str]) -> Tensor:
@@ -281,12 +283,8 @@ def _one_of(key: str, value: Any, options: Sequence[Any]) -> tuple[str, Any, boo
 
 
 def _kept(switches: LayerSwitches, found: Sequence[str]) -> str:
-    kept = [f"{name} (found by the search)" for name in found]
-    kept += switches.float_layers
-    scans = count_scans(switches.prepared)
-    if scans:
-        kept.append(f"{scans} selective scan{'s' * (scans != 1)}")
-    return ", ".join(kept) or "nothing"
+    names = [f"{name} (found by the search)" for name in found]
+    return kept_in_words([*names, *switches.float_layers], switches.prepared)
 
 
 def _decibels(ratio: float) -> str:

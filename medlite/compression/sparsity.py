@@ -43,8 +43,8 @@ class Sparsity:
     schedule of Zhu and Gupta, "To prune, or not to prune", arXiv:1710.01878. Biases, norms and
     whatever else is not the weight of such a layer (rates of scans, embeddings, the joint
     projection of `nn.MultiheadAttention`) stay. A file of zeros is as large as before, and a
-    runtime for dense weights as slow; the card says what was measured. Training that follows
-    fills the zeros again, and so may the re-parameterisation of branches.
+    runtime for dense weights as slow; the card says what was measured. No step that trains or
+    changes layers may follow: it would fill the zeros again.
 
     In the gradual schedule validation always judges the net at its final sparsity, since the
     best epoch is what a fit returns; averaging of weights (`train.ema_decay`) is off in it.
@@ -68,6 +68,7 @@ class Sparsity:
     """
 
     stage: ClassVar[Stage] = "train"
+    leaves_zeros: ClassVar[bool] = True
 
     epochs: int
     learning_rate: float

@@ -33,13 +33,15 @@ def record_structure(original: nn.Module, changed: nn.Module) -> dict[str, Any]:
 
 def restore_structure(net: nn.Module, structure: dict[str, Any]) -> None:
     """Give `net`, built like the original, the recorded shapes; their values become zero."""
-    resized: dict[int, Tensor] = {}
+    # By identity, which holds as long as the old tensors are kept.
+    resized: dict[int, tuple[Tensor, Tensor]] = {}
     for name, shape in structure["shapes"].items():
         owner_name, _, leaf = name.rpartition(".")
         owner = net.get_submodule(owner_name)
         old = getattr(owner, leaf)
-        # Two names of one tensor stay one tensor.
-        setattr(owner, leaf, resized.setdefault(id(old), _zeros(old, shape)))
+        # Two names of one tensor stay one tensor, and so do those of one module.
+        if not any(old is new for _, new in resized.values()):
+            setattr(owner, leaf, resized.setdefault(id(old), (old, _zeros(old, shape)))[1])
     for name, numbers in structure["attributes"].items():
         vars(net.get_submodule(name)).update(
             {key: tuple(v) if isinstance(v, list) else v for key, v in numbers.items()}

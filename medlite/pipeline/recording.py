@@ -34,7 +34,12 @@ from medlite.report.lookup import Lookup
 from medlite.report.page import write_report_html
 from medlite.report.result import RunResult, write_result
 from medlite.report.terminal import console, print_summary
-from medlite.report.verdict import describe_gain, summarise_verdict, worst_of
+from medlite.report.verdict import (
+    describe_arithmetic,
+    describe_gain,
+    summarise_verdict,
+    worst_of,
+)
 from medlite.report.wandb_sink import log_to_wandb
 from medlite.safety.gate import SafetyReport, compare_models
 from medlite.safety.operating_point import OperatingPoint, choose_operating_points
@@ -256,29 +261,14 @@ def _verdict(
         "budgets": [asdict(budget) for budget in budgets],
         "safety": worst_of(verdicts, is_complete=is_compared, nothing="not compared"),
         "parity": worst_of(matches, is_complete=has_answered, nothing="PASS"),
-        "quantization": _judge_quantization(evidence),
+        "quantization": describe_arithmetic(
+            [artifact.precision for artifact in evidence.artifacts[""].values()],
+            evidence.bench.operators,
+        ),
         "gain": describe_gain(Lookup(measurements)),
         "unmeasured": unmeasured,
     }
     return {**plain, "summary": summarise_verdict(**plain)}
-
-
-def _judge_quantization(evidence: Evidence) -> str:
-    """Whether a graph of 8-bit integers is computed in 8 bits by every runtime."""
-    if all(a.precision != "int8" for a in evidence.artifacts[""].values()):
-        return ""
-    counts = {
-        key: sum(n for op, n in operators.items() if op.startswith("int8:"))
-        for key, operators in evidence.bench.operators.items()
-        if "/" not in key
-    }
-    if not counts:
-        return ""
-    fake = [runtime for runtime, count in counts.items() if count == 0]
-    if fake:
-        return f"not really INT8 on {', '.join(fake)}: no operator computes in 8 bits"
-    shown = ", ".join(f"{count} on {runtime}" for runtime, count in counts.items())
-    return f"operators in 8 bits: {shown}"
 
 
 def _stages(evidence: Evidence) -> list[dict[str, Any]]:

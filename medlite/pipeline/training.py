@@ -70,7 +70,7 @@ def compress(job: Job, baseline: Trained) -> dict[str, Trained]:
     current = baseline
     for name, step in job.steps.items():
         parent = current
-        current = _compressed(job, parent, name, step, made_of=job.config.compression[name])
+        current = _compressed(job, parent, name, step)
         loss = unrecovered(job, name, parent.history, current.history)
         if loss:
             _log.warning("%s: %s", name, loss)
@@ -104,7 +104,7 @@ def train_control(job: Job, baseline: Trained) -> Trained | None:
     """
     current = baseline
     for step in control_steps(job):
-        current = _compressed(job, current, "finetune", step, made_of=asdict(step))
+        current = _compressed(job, current, "finetune", step)
     return None if current is baseline else current
 
 
@@ -157,10 +157,10 @@ def _trained(job: Job, model: Mapping[str, Any], label: str, fit_name: str) -> T
     )
 
 
-def _compressed(
-    job: Job, parent: Trained, name: str, step: CompressionStep, *, made_of: Mapping[str, Any]
-) -> Trained:
-    made = {"parent": parent.key, "step": made_of, "seed": job.config.seed}
+def _compressed(job: Job, parent: Trained, name: str, step: CompressionStep) -> Trained:
+    # A control may be a step of another job, or of this one, and is then made once.
+    made_of = asdict(step) if isinstance(step, FineTuning) else job.config.compression[name]
+    made: dict[str, Any] = {"parent": parent.key, "step": made_of, "seed": job.config.seed}
     teacher = _teacher(job, step)
     if teacher is not None:
         made["teacher"] = teacher.key

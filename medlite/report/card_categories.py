@@ -93,7 +93,7 @@ def precision_fields(result: RunResult, found: Lookup) -> Iterable[CardField]:
     steps = result.config.get("compression") or {}
     yield declared("Compression", result.choices.get("compression", "none"))
     sizes = ", ".join(
-        f"{name}: {images} images"
+        f"{name}: {min(images, result.dataset['num_samples']['train'])} images"
         for name, options in steps.items()
         if (images := calibration_samples(options or {})) is not None
     )

@@ -63,6 +63,34 @@ def worst_of(verdicts: Iterable[str], *, is_complete: bool, nothing: str) -> str
     return next((each for each in ("FAIL", "INCONCLUSIVE", "PASS") if each in known), nothing)
 
 
+def describe_arithmetic(
+    precisions: Iterable[str], operators: Mapping[str, Mapping[str, int]]
+) -> str:
+    """Whether a graph of 8-bit integers is computed in 8 bits by every runtime.
+
+    Args:
+        precisions: of the deployed artifacts.
+        operators: candidate -> operators of the graph as its runtime optimised it, and how many;
+            those in 8 bits begin with "int8:".
+
+    Returns:
+        How many there are on each runtime, or where there are none; "" where nothing is to be in
+        8 bits or no graph could be read.
+    """
+    counts = {
+        candidate: sum(n for name, n in found.items() if name.startswith("int8:"))
+        for candidate, found in operators.items()
+        if "/" not in candidate
+    }
+    if "int8" not in precisions or not counts:
+        return ""
+    without = [runtime for runtime, count in counts.items() if count == 0]
+    if without:
+        return f"not really INT8 on {', '.join(without)}: no operator computes in 8 bits"
+    shown = ", ".join(f"{count} on {runtime}" for runtime, count in counts.items())
+    return f"operators in 8 bits: {shown}"
+
+
 def describe_gain(found: Lookup) -> str:
     """Where the deployed model is neither faster nor smaller than the baseline, or is slower.
 

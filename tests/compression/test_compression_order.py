@@ -53,6 +53,7 @@ def problems(*names):
         ("prune_tokens", "prune", "ptq"),
         ("prune", "qat", "temperature"),
         ("temperature",),
+        ("prune", "fuse", "sparsify", "ptq", "temperature"),
     ],
 )
 def test_sensible_orders_have_no_problem(names):
@@ -64,6 +65,23 @@ def test_nothing_follows_an_integer_graph():
     assert problem == (
         "compression: 'prune' cannot follow 'qat', whose result is a fixed graph; put 'qat' last"
     )
+
+
+@pytest.mark.parametrize("later", ["finetune", "distill", "prune", "low_rank", "fuse"])
+def test_zeros_are_not_filled_again(later):
+    (problem,) = problems("sparsify", later)
+    assert problem == (
+        f"compression: '{later}' cannot follow 'sparsify', whose zeros it would fill; put it "
+        "before 'sparsify'"
+    )
+    assert problems(later, "sparsify") == []
+
+
+def test_zeros_are_not_trained_under_rounding():
+    (problem,) = problems("sparsify", "qat")
+    assert problem.endswith("whose zeros it would fill; take ptq in its place")
+    steps = {"sparsify": Sparsity, "qat": QuantizationAwareTraining(epochs=1, learning_rate=1e-4)}
+    assert check_order(steps) == [problem]
 
 
 def test_nothing_follows_the_temperature():

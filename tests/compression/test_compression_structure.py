@@ -46,3 +46,23 @@ def test_tied_tensors_stay_tied():
     net = Tied(6)
     restore_structure(net, record_structure(Tied(6), Tied(3)))
     assert net.first.weight is net.again.weight
+
+
+class Shared(nn.Module):
+    """Modules with two names each, among tensors of many sizes."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, width) for width in widths)
+        self.again = nn.ModuleList(self.layers)
+        self.tied = nn.Linear(4, widths[0])
+        self.tied.weight = self.layers[0].weight
+
+
+def test_modules_with_two_names_keep_their_sizes():
+    changed, net = Shared(range(2, 42)), Shared(range(3, 43))
+    restore_structure(net, record_structure(Shared(range(3, 43)), changed))
+    net.load_state_dict(changed.state_dict(), strict=True)
+    assert [layer.weight.shape[0] for layer in net.again] == list(range(2, 42))
+    assert net.again[0] is net.layers[0]
+    assert net.tied.weight is net.layers[0].weight

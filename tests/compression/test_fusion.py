@@ -20,7 +20,7 @@ from medlite.models.mk_unet import MKUNet
 from medlite.models.timm_classifier import TimmClassifier
 from medlite.models.u_lite import ULite
 
-STEP = Fuse(calibration_samples=4, tolerance=1e-4)
+STEP = Fuse(num_checked_images=4, tolerance=1e-4)
 
 
 def basic_unet(spatial_dims):
@@ -297,7 +297,7 @@ def test_fusion_stands_before_quantisation_and_once():
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(ConfigError, match="calibration_samples: 0 is not a whole number from 1 up"):
-        Fuse(calibration_samples=0)
+    with pytest.raises(ConfigError, match="num_checked_images: 0 is not a whole number from 1 up"):
+        Fuse(num_checked_images=0)
     with pytest.raises(ConfigError, match=r"tolerance: 1\.0 is not in \(0, 1\)"):
         Fuse(tolerance=1.0)

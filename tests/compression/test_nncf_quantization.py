@@ -183,7 +183,7 @@ def test_a_mamba_net_keeps_its_scans_and_runs_on_integers(tmp_path):
         net, context
     )
     assert count_scans(quantised) == 6
-    assert context.report.lines["kept in float"].endswith("6 selective scans")
+    assert context.report.lines["kept in float"].endswith("6 scans")
     for runtime, artifact in exported(quantised, spec, tmp_path):
         counts = runtime.count_operators(artifact, HARDWARE)
         assert int8_operators(counts, "QLinearConv", "Convolution") > 0, (runtime.name, counts)

@@ -96,6 +96,14 @@ def test_groups_without_batch_normalisation_have_no_scale_and_stay(spec):
     assert context.report.lines["not scored by bn_scale"].startswith("1 groups of channels")
 
 
+@pytest.mark.parametrize("target", ["ratio", "macs"])
+def test_where_no_channel_has_a_scale_the_reason_is_told(spec, target):
+    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 1)).eval()
+    step = replace(STEP, importance="bn_scale", target=target)
+    with pytest.raises(MedliteError, match=r"by batch normalisation, .* importance=magnitude"):
+        step.apply(net, make_context(spec))
+
+
 def test_globally_groups_lose_unequal_shares_but_none_more_than_its_floor(net, spec):
     with torch.no_grad():
         net.down[1][0].weight[8:] *= 1e-3  # most of the widest group is unimportant

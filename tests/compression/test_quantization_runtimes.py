@@ -136,7 +136,7 @@ def test_every_quantised_operator_of_a_mamba_net_runs_on_integers(tmp_path):
     context = make_context(spec)
     quantised, _ = PostTrainingQuantization(calibration_samples=8).apply(net, context)
     kept = "encoders.0.mixer, 6 conv1d, 6 x_proj, 6 dt_proj, channel_bridge.conv, head"
-    assert context.report.lines["kept in float"] == f"{kept}, 6 selective scans"
+    assert context.report.lines["kept in float"] == f"{kept}, 6 scans"
     for runtime, artifact in exported(quantised, spec, tmp_path):
         counts = runtime.count_operators(artifact, HARDWARE)
         assert int8_operators(counts, "QLinearConv", "Convolution") == 9, (runtime.name, counts)

@@ -17,7 +17,7 @@ from toy_world import (
     train,
 )
 
-from medlite.compression.clinical_objective import ClinicalObjective, noise_ratio
+from medlite.compression.clinical_objective import ClinicalObjective, Score, noise_ratio
 from medlite.compression.layer_switches import LayerSwitches
 from medlite.compression.precision_search import (
     LayerSensitivity,
@@ -156,9 +156,9 @@ def test_macro_auc_and_worst_sensitivity_are_scikit_learns():
     logits, target = torch.randn(60, 3), torch.randint(3, (60,))
     batches = [Batch(torch.zeros(60, 1, 2, 2), target, torch.arange(60))]
     auc = roc_auc_score(target, logits.softmax(1), multi_class="ovr")
-    assert objective(spec, "metric", batches).value(logits) == pytest.approx(auc, abs=1e-9)
+    assert objective(spec, "metric", batches).score(logits).value == pytest.approx(auc, abs=1e-9)
     worst = recall_score(target, logits.argmax(1), average=None).min()
-    found = objective(spec, "worst_sensitivity", batches).value(logits)
+    found = objective(spec, "worst_sensitivity", batches).score(logits).value
     assert found == pytest.approx(worst, abs=1e-9)
 
 
@@ -167,18 +167,34 @@ def test_a_class_that_does_not_occur_is_not_the_worst():
     target = torch.tensor([0, 0, 1, 1])
     batches = [Batch(torch.zeros(4, 1, 2, 2), target, torch.arange(4))]
     logits = torch.eye(3)[torch.tensor([0, 0, 1, 0])]
-    assert objective(spec, "worst_sensitivity", batches).value(logits) == pytest.approx(0.5)
+    assert objective(spec, "worst_sensitivity", batches).score(logits).value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("kind", "sign"), [("metric", -1), ("ece", 1), ("nll", 1)])
 def test_a_loss_is_positive_where_the_model_got_worse(spec, kind, sign):
-    assert objective(spec, kind, []).loss(0.6, 0.5) == pytest.approx(sign * 0.1)
+    loss = objective(spec, kind, []).loss(Score(value=0.6), Score(value=0.5))
+    assert loss == pytest.approx(sign * 0.1)
+
+
+def test_a_class_that_is_lost_counts_where_another_was_never_found():
+    spec = make_spec("classification", "multiclass", num_classes=3)
+    target = torch.tensor([0, 0, 1, 1, 2, 2])
+    judge = objective(
+        spec, "worst_sensitivity", [Batch(torch.zeros(6, 1, 2, 2), target, torch.arange(6))]
+    )
+    before, after = (
+        judge.score(torch.eye(3)[torch.tensor(decided)])
+        for decided in ([0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0])
+    )
+    assert (before.value, after.value) == (0.0, 0.0)
+    assert judge.loss(after, before) == pytest.approx(0.5)
+    assert judge.loss(before, after) == pytest.approx(0.0)
 
 
 def test_an_output_that_is_not_finite_loses_everything(spec):
     judge = objective(spec, "metric", [make_batch(spec, 4)])
-    value = judge.value(torch.full((4, 1, 32, 32), torch.nan))
-    assert judge.loss(value, 0.9) == np.inf
+    score = judge.score(torch.full((4, 1, 32, 32), torch.nan))
+    assert judge.loss(score, Score(value=0.9)) == np.inf
     assert noise_ratio(torch.tensor([torch.nan]), torch.ones(1)) == np.inf
 
 
@@ -186,7 +202,7 @@ def test_images_without_the_classes_that_are_asked_for_are_refused():
     spec = make_spec("classification", "multiclass", num_classes=3)
     batches = [Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4).long(), torch.arange(4))]
     with pytest.raises(MedliteError, match=r"objective=metric: auc cannot be measured on 4 valid"):
-        objective(spec, "metric", batches).value(torch.randn(4, 3))
+        objective(spec, "metric", batches).score(torch.randn(4, 3))
 
 
 # the search
@@ -234,9 +250,10 @@ def test_the_layers_on_both_sides_of_an_outlier_stay_in_float_and_no_other(
     assert sorted(state["float_layers"]) == ["1.0", "2.0"]
     assert count_quantized(quantised) == 3
     judge = objective(spec, "metric", context.validation_batches(2))
-    in_float = judge.value(judge.logits(spoilt_chain))
-    deployed = judge.value(judge.logits(quantised))
-    all_int8 = judge.value(judge.logits(calibrated(spoilt_chain, spec)))
+    in_float, deployed, all_int8 = (
+        judge.score(judge.logits(net)).value
+        for net in (spoilt_chain, quantised, calibrated(spoilt_chain, spec))
+    )
     assert in_float - deployed <= step.margin
     assert in_float - all_int8 > 0.1
     text = context.report.lines["selective precision"]

@@ -11,6 +11,7 @@ from fake_run import make_run
 
 from medlite.errors import RecordError
 from medlite.report import environment
+from medlite.report.card import build_card
 from medlite.report.card_categories import task_fields
 from medlite.report.redact import redact_paths
 from medlite.report.result import SCHEMA_PATH, RunResult, read_result, write_result
@@ -235,3 +236,14 @@ def test_teachers_are_named_without_where_they_lie():
     redacted = redact_paths(config)["compression"]
     assert redacted["distill"]["teacher"] == ["unet", "timm/resnet18", "unet@<path>", "<path>"]
     assert redacted["kd"]["teacher"] == "<path>"
+
+
+def test_a_calibration_set_is_no_larger_than_the_training_set(tmp_path):
+    result = make_run(tmp_path)
+    result.dataset["num_samples"]["train"] = 210
+    result.config["compression"] = {
+        "fuse": {"num_checked_images": 16},
+        "qat": {"calibration_samples": 256},
+    }
+    fields = {row.label: row.value for each in build_card(result) for row in each.fields}
+    assert fields["Calibration set"] == "qat: 210 images"

@@ -4,7 +4,12 @@ import pytest
 
 from medlite.report.lineage import worst_loss
 from medlite.report.lookup import Lookup
-from medlite.report.verdict import describe_gain, summarise_verdict, worst_of
+from medlite.report.verdict import (
+    describe_arithmetic,
+    describe_gain,
+    summarise_verdict,
+    worst_of,
+)
 from medlite.types import Measurement
 
 
@@ -54,6 +59,20 @@ def test_smaller_and_slower_is_told_as_slower():
 def test_without_a_baseline_nothing_is_said():
     alone = Lookup([Measurement(name="latency/openvino/p50_ms", value=1.0, unit="ms")])
     assert describe_gain(alone) == ""
+
+
+def test_a_graph_that_a_runtime_computes_in_float_is_not_really_int8():
+    operators = {
+        "onnxruntime": {"int8:QLinearConv": 3, "Relu": 1},
+        "openvino": {"Convolution": 3, "FakeQuantize": 4},
+        "baseline/openvino": {"Convolution": 3},
+    }
+    told = describe_arithmetic(["int8", "int8"], operators)
+    assert told == "not really INT8 on openvino: no operator computes in 8 bits"
+    operators["openvino"]["int8:Convolution"] = 2
+    told = describe_arithmetic(["int8", "int8"], operators)
+    assert told == "operators in 8 bits: 3 on onnxruntime, 2 on openvino"
+    assert describe_arithmetic(["fp32"], operators) == describe_arithmetic(["int8"], {}) == ""
 
 
 def test_the_summary_says_so():
