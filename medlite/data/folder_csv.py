@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medlite.data.folder_files import images_below
@@ -27,13 +28,15 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 """what people call the splits, in lower case, in folders and in csv cells"""
 
-PATIENT_WORDS = ("patient", "subject", "participant")
-"""how names of columns that hold patients begin, in lower case"""
+PATIENTS = re.compile(
+    r"(patient|subject|participant)s?[ _-]?(id|no|nr|num|number|name)?", re.IGNORECASE
+)
+"""what columns that hold patients are called"""
 
 
 @dataclass(frozen=True)
 class CsvColumns:
-    """The columns' names; None: not wanted, or for the last three their own names if present."""
+    """The columns' names; None: not wanted, or for the last three see `found_in`."""
 
     path: str
     label: str | None = None
@@ -50,6 +53,12 @@ class CsvColumns:
         ]
         if problems:
             raise ConfigError(problems)
+
+    def found_in(self, header: Sequence[str]) -> CsvColumns:
+        """With columns that are called group, split or source, in letters of any case."""
+        by_kind = {name.lower(): name for name in header}
+        unset = [kind for kind in ("group", "split", "source") if getattr(self, kind) is None]
+        return replace(self, **{kind: by_kind[kind] for kind in unset if kind in by_kind})
 
 
 @dataclass(frozen=True)
@@ -77,14 +86,16 @@ def read_csv(
     find = ImageFinder(images_folder, root)
     rows: dict[Path, CsvRow] = {}
     problems = []
-    header, all_cells = _read_rows(path, columns)
-    if columns.group is None and "group" not in header:
-        _warn_of_unread_patients(path, header)
-    _warn_of_blank_groups(path, [cells.get(columns.group or "group") for cells in all_cells])
+    header, all_cells = _read_rows(path)
+    columns.check(path, header)
+    columns = columns.found_in(header)
+    if columns.group is None:
+        _warn_of_unread_patients(path, set(header) - set(vars(columns).values()))
+    _warn_of_blank_groups(path, [_cell(cells, columns.group) for cells in all_cells])
     for number, cells in enumerate(all_cells, start=2):
         name = cells[columns.path]
         found = find(name)
-        split = cells.get(columns.split or "split", "").lower()
+        split = (_cell(cells, columns.split) or "").lower()
         if len(found) != 1:
             what = "several files match" if found else "no image matches"
             problems.append(BadFile(images_folder / name, f"{what} (line {number}, {path.name})"))
@@ -95,23 +106,26 @@ def read_csv(
             problems.append(BadFile(found[0], reason))
         else:
             rows[found[0]] = CsvRow(
-                label=cells.get(columns.label or ""),
-                group=cells.get(columns.group or "group") or None,
+                label=_cell(cells, columns.label),
+                group=_cell(cells, columns.group) or None,
                 split=SPLIT_NAMES.get(split),
-                source=cells.get(columns.source or "source") or None,
+                source=_cell(cells, columns.source) or None,
             )
     return rows, problems
 
 
-def _warn_of_unread_patients(path: Path, header: Sequence[str]) -> None:
+def _cell(cells: Mapping[str, str], column: str | None) -> str | None:
+    return None if column is None else cells[column]
+
+
+def _warn_of_unread_patients(path: Path, unread: Iterable[str]) -> None:
     """Say which column seems to hold the patients, where none is read as such."""
-    for name in header:
-        if name.lower().startswith(PATIENT_WORDS):
-            logger.warning(
-                "%s has a column '%s', which is not read: images of one patient may fall on both "
-                "sides of the split, unless you set dataset.group_column='%s'",
-                *(path.name, name, name),
-            )
+    for name in sorted(filter(PATIENTS.fullmatch, unread)):
+        logger.warning(
+            "%s has a column '%s', which is not read: images of one patient may fall on both "
+            "sides of the split, unless you set dataset.group_column='%s'",
+            *(path.name, name, name),
+        )
 
 
 def _warn_of_blank_groups(path: Path, groups: Sequence[str | None]) -> None:
@@ -152,18 +166,18 @@ class ImageFinder:
         return [*paths, ("name", name), ("stem", stem), *number]
 
 
-def _read_rows(path: Path, columns: CsvColumns) -> tuple[Sequence[str], list[dict[str, str]]]:
+def _read_rows(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
     """The columns' names, and the cells of each row by column, without blanks around them."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
             rows = [{k: v.strip() for k, v in row.items() if k is not None} for row in reader]
-            header = reader.fieldnames or ()
     except OSError as error:
         message = f"dataset.csv: {path}: {error.strerror} (a relative path starts at dataset.root)"
         raise DataError(message) from error
     except (UnicodeDecodeError, csv.Error) as error:
         message = f"dataset.csv: {path} is not a csv in UTF-8 ({error})"
         raise DataError(message) from error
-    columns.check(path, header)
     return header, rows

@@ -72,14 +72,27 @@ def index_class_folders(root: Path) -> Index:
     entries = [
         Entry(image, label=class_folder.name, split=split or inner_split)
         for split, class_folder in class_folders
-        for inner_split, folder in _split_folders(class_folder)
+        for inner_split, folder in (
+            _splits_below(class_folder) if split is None else [(None, class_folder)]
+        )
         for image in images_below(folder)
     ]
     folders = [folder for _, folder in class_folders]
     strays = {image for folder in folders for image in images_below(folder)}
     strays -= {entry.image for entry in entries}
-    problems = [BadFile(image, "lies beside train/, in no split") for image in sorted(strays)]
+    reason = "lies beside the folders of the splits, in none of them"
+    problems = [BadFile(image, reason) for image in sorted(strays)]
+    num_unused = len(images_below(root)) - len(entries) - len(strays)
+    if num_unused:
+        logger.warning("%d image(s) below %s lie in no class and are not used", num_unused, root)
     return Index(entries, problems, _others(folders or [root]))
+
+
+def _splits_below(class_folder: Path) -> list[tuple[Split | None, Path]]:
+    """(split, folder) of folders with names of splits, or (None, class_folder) without any."""
+    folders = _sub_folders(class_folder)
+    splits = [(SPLIT_NAMES.get(folder.name.lower()), folder) for folder in folders]
+    return [each for each in splits if each[0]] or [(None, class_folder)]
 
 
 def _check_class_names(root: Path, names: set[str]) -> None:

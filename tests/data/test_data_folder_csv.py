@@ -1,6 +1,7 @@
 """What a csv beside a folder of images says of them."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -94,21 +95,42 @@ def test_blank_cells_for_patients_are_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("column", "options", "is_told"),
+    ("columns", "options", "told"),
     [
-        ("Patient_ID", {}, True),
-        ("Patient_ID", {"group_column": "Patient_ID"}, False),
-        ("g", {}, False),
+        ("Patient_ID", {}, ["Patient_ID"]),
+        ("Patient_ID", {"group_column": "Patient_ID"}, []),
+        ("Patient ID,Patient Age,Patient Gender", {}, ["Patient ID"]),
+        ("g", {}, []),
     ],
 )
-def test_a_column_of_patients_that_is_not_read_is_told(tmp_path, caplog, column, options, is_told):
+def test_a_column_of_patients_that_is_not_read_is_told(tmp_path, caplog, columns, options, told):
+    rows = []
+    for i in range(30):
+        write_image(tmp_path / f"{i}.png", seed=i)
+        rows.append(f"{i}.png,{'ab'[i % 2]},{i // 3}" + ",1" * columns.count(","))
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, csv=csv_of(tmp_path, f"path,label,{columns}", rows), **options)
+    assert re.findall("has a column '(.*?)', which is not read", caplog.text) == told
+
+
+def test_a_column_of_patients_that_names_the_images_is_read(tmp_path, caplog):
+    rows = []
+    for i in range(30):
+        write_image(tmp_path / f"p{i}.png", seed=i)
+        rows.append(f"p{i},{'ab'[i % 2]}")
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, csv=csv_of(tmp_path, "patientId,label", rows), path_column="patientId")
+    assert "which is not read" not in caplog.text
+
+
+@pytest.mark.parametrize("header", ["path,label, group", "path,label,Group"])
+def test_the_groups_are_found_whatever_their_case_and_blanks(tmp_path, header):
     rows = []
     for i in range(30):
         write_image(tmp_path / f"{i}.png", seed=i)
         rows.append(f"{i}.png,{'ab'[i % 2]},{i // 3}")
-    with caplog.at_level(logging.WARNING):
-        load(tmp_path, csv=csv_of(tmp_path, f"path,label,{column}", rows), **options)
-    assert ("has a column 'Patient_ID', which is not read" in caplog.text) is is_told
+    data = load(tmp_path, csv=csv_of(tmp_path, header, rows))
+    assert sum(data.spec.num_groups.values()) == 10
 
 
 def test_a_patient_in_two_given_splits_is_refused(tmp_path):

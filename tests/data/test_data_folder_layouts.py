@@ -55,8 +55,35 @@ def test_split_folders_may_lie_in_the_classes(tmp_path):
     assert data.spec.num_samples == {"train": 12, "val": 4, "test": 8}
     assert {group.split("/")[1] for group in data.test.groups} == {"test"}
     write_image(tmp_path / "b" / "stray.png", seed=0)
-    with pytest.raises(DataError, match=r"b/stray.png: lies beside train/, in no split"):
+    with pytest.raises(DataError, match=r"b/stray.png: lies beside the folders of the splits"):
         load(tmp_path)
+
+
+def test_test_folders_in_the_classes_are_kept_without_train_folders(tmp_path):
+    for split, num in (("val", 3), ("test", 4)):
+        for name in ("a", "b"):
+            for j in range(num):
+                write_image(tmp_path / name / split / f"{j}.png", seed=[num, ord(name), j])
+    with pytest.raises(DataError, match="train"):
+        load(tmp_path)
+
+
+def test_below_splits_and_classes_folders_may_have_any_name(tmp_path):
+    for split, num in (("train", 6), ("val", 2), ("test", 4)):
+        for name in ("a", "b"):
+            for j in range(num):
+                place = tmp_path / split / name / ("train" if j else "")
+                write_image(place / f"{j}.png", seed=[num, ord(name), j])
+    assert load(tmp_path).spec.num_samples == {"train": 12, "val": 4, "test": 8}
+
+
+def test_images_in_no_class_are_told(tmp_path, caplog):
+    write_classes(tmp_path, ill=20, well=30)
+    write_image(tmp_path / "overview.png", seed=999)
+    with caplog.at_level(logging.WARNING):
+        assert sum(load(tmp_path).spec.num_samples.values()) == 50
+    assert "1 image(s) below" in caplog.text
+    assert "lie in no class and are not used" in caplog.text
 
 
 def test_masks_may_lie_in_split_folders_of_other_names(tmp_path):
