@@ -1,6 +1,6 @@
 """The compression ladder on real data: recipes, seeds, and what each costs and loses.
 
-    python benchmarks/compression_ladder.py --data FOLDER [--cases NAME ...] [--recipes WORD ...]
+    python benchmarks/compression_ladder.py [--data FOLDER] [--cases NAME ...] [--recipes WORD ...]
                                             [--options WORD ...] [--seeds N ...]
                                             [--outputs FOLDER] [--only-table] [--markdown FILE]
 
@@ -15,10 +15,14 @@ each case.
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from medlite.errors import RecordError
 from medlite.report import compare
 
 CELLS = (
@@ -51,7 +55,7 @@ CASES = {
 }
 COLUMNS = (
     *("metric", "over_control", "rare_sensitivity", "ece"),
-    *("p50_ms", "speedup", "size_kib", "safety"),
+    *("p50_ms", "levelled_p50_ms", "speedup", "size_kib", "peak_mib", "safety"),
 )
 RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
 SHARED = (
@@ -76,7 +80,7 @@ def command(case: str, arguments: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    add_data(parser)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument(
@@ -90,18 +94,38 @@ def main() -> None:
     parser.add_argument("--only-table", action="store_true", help="of the jobs that are done")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    for case in () if arguments.only_table else arguments.cases:
-        words = command(case, arguments)
-        print("python -m medlite", *words, flush=True)
-        subprocess.run([sys.executable, "-m", "medlite", *words], check=False)
+    codes = [
+        run_job(command(case, arguments))
+        for case in (() if arguments.only_table else arguments.cases)
+    ]
     parts = []
     for case in arguments.cases:
         table = arguments.outputs / case / "ladder.md"
         words = (str(arguments.outputs / case), "--over-seeds", "--sort", "compression")
-        compare.main([*words, "--columns", *COLUMNS, "--markdown", str(table)])
-        parts.append(f"## {case}\n\n{table.read_text()}")
+        try:
+            compare.main([*words, "--columns", *COLUMNS, "--markdown", str(table)])
+        except RecordError as error:
+            print(f"{case}: {error}", file=sys.stderr)
+        else:
+            parts.append(f"## {case}\n\n{table.read_text()}")
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(parts))
+    if any(codes) or not parts:
+        sys.exit(1)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The folder of real data, by default that of the tests."""
+    folder = os.environ.get("MEDLITE_DATA")
+    parser.add_argument(
+        "--data", type=Path, default=folder, required=not folder, help="default: $MEDLITE_DATA"
+    )
+
+
+def run_job(words: Sequence[str]) -> int:
+    """Run `medlite` with these words, in another process, and return its exit code."""
+    print("python -m medlite", shlex.join(words), flush=True)
+    return subprocess.run([sys.executable, "-m", "medlite", *words], check=False).returncode
 
 
 if __name__ == "__main__":

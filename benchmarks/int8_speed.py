@@ -117,7 +117,7 @@ def describe(runtime: str, result: BenchmarkResult) -> dict[str, Any]:
     """The figures of a cell."""
     found = {measurement.name: measurement for measurement in result.measurements}
     speedup = found[f"speedup/{runtime}/ratio"]
-    sizes = [found[f"{prefix}size/{runtime}/disk_kib"].value for prefix in ("", "baseline/")]
+    sizes = [found[f"{prefix}size/{runtime}/disk_kib"].value or 0 for prefix in ("", "baseline/")]
     counts = result.operators[runtime]
     return {
         "speedup": speedup.value,

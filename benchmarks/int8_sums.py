@@ -1,6 +1,6 @@
 """Whether a processor computes what was quantised: weights of 8 bits and of 7 beside torch.
 
-    python benchmarks/int8_sums.py --data FOLDER [--cases NAME ...] [--outputs FOLDER]
+    python benchmarks/int8_sums.py [--data FOLDER] [--cases NAME ...] [--outputs FOLDER]
                                    [--only-table] [--markdown FILE]
 
 x86 processors without VNNI add two products of an 8-bit kernel in 16 bits, which is too few where
@@ -13,12 +13,10 @@ difference between exact kernels is that of single codes where a value lies betw
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from compression_ladder import CASES
+from compression_ladder import CASES, add_data, run_job
 
 from medlite.report.environment import cpu_model, cuts_off_int8_sums
 from medlite.report.lookup import number
@@ -56,7 +54,7 @@ def rows_of(result: RunResult) -> Iterator[list[str]]:
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    add_data(parser)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CHOSEN))
     parser.add_argument("--outputs", type=Path, default=Path("outputs/int8_sums"))
     parser.add_argument("--only-table", action="store_true", help="of the jobs that are done")
@@ -64,9 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for case in () if arguments.only_table else arguments.cases:
         chosen = [word.replace("{data}", str(arguments.data)) for word in CASES[case]]
-        words = ["-m", *RECIPE, *chosen, *SHARED, f"outputs={arguments.outputs / case}"]
-        print("python -m medlite", *words, flush=True)
-        subprocess.run([sys.executable, "-m", "medlite", *words], check=False)
+        run_job(["-m", *RECIPE, *chosen, *SHARED, f"outputs={arguments.outputs / case}"])
     cut_off = {True: "cuts off sums", False: "adds exactly", None: "not known"}
     lines = [
         f"{cpu_model()}: {cut_off[cuts_off_int8_sums()]}",

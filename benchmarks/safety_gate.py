@@ -1,6 +1,6 @@
 """What the safety gate says of compressed models on real data.
 
-    python benchmarks/safety_gate.py --data FOLDER [--cases NAME ...] [--seed N]
+    python benchmarks/safety_gate.py [--data FOLDER] [--cases NAME ...] [--seed N]
                                      [--outputs FOLDER] [--only-table] [--markdown FILE]
 
 FOLDER as for compression_ladder.py, whose cases these are: retinamnist (diabetic retinopathy, grade
@@ -12,13 +12,11 @@ baseline, on one thread. Jobs that are done are not done again.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compression_ladder import CASES
+from compression_ladder import CASES, add_data, run_job
 
 from medlite.report.card_categories import rare_text
 from medlite.report.lookup import number
@@ -34,7 +32,7 @@ SHARED = (
     *("benchmark.throughput_seconds=.2", "benchmark.energy_seconds=0"),
 )
 HEADINGS = (
-    *("model", "recipe", "runtime", "verdict", "AUC", "ECE", "decisions changed"),
+    *("model", "recipe", "runtime", "verdict", "metric", "ECE", "decisions changed"),
     *("rarest class", "FAIL", "INCONCLUSIVE"),
 )
 
@@ -56,23 +54,26 @@ def rows_of(result: RunResult) -> Iterator[list[str]]:
     model = f"{result.dataset['name']}, {result.choices['model']}"
     for runtime, report in result.safety.items():
         items = {item["name"].removeprefix("safety/"): item for item in report["items"]}
+        metric = f"{result.primary_metric} {change_of(items.get('metric_drop'))}"
         by_verdict = {
             verdict: [name for name, item in items.items() if item["verdict"] == verdict]
             for verdict in ("FAIL", "INCONCLUSIVE")
         }
-        flips = report["flips"]
+        flips, rarest = report["flips"], report["rarest_class"]
         yield [
             *(model, recipe, runtime, report["verdict"]),
-            *(change_of(items[name]) for name in ("metric_drop", "ece_increase")),
-            f"{flips['changed']} of {flips['total']}",
-            rare_text(report["rarest_class"]["name"], report, result.dataset["class_names"]),
+            *(metric, change_of(items.get("ece_increase"))),
+            f"{flips['changed']} of {flips['total']}" if flips else "-",
+            rare_text(rarest["name"], report, result.dataset["class_names"]) if rarest else "-",
             ", ".join(by_verdict["FAIL"]).replace("_", " ") or "-",
             str(len(by_verdict["INCONCLUSIVE"])),
         ]
 
 
-def change_of(item: dict[str, Any]) -> str:
-    """A score before and after, and the interval of the loss."""
+def change_of(item: dict[str, Any] | None) -> str:
+    """A score before and after, and the interval of the loss; "-" where there is none."""
+    if item is None or item["interval"] is None:
+        return "-"
     low, high = (number(end) for end in item["interval"])
     return f"{number(item['baseline'])} to {number(item['compressed'])} ({low} to {high})"
 
@@ -80,7 +81,7 @@ def change_of(item: dict[str, Any]) -> str:
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    add_data(parser)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CHOSEN))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--outputs", type=Path, default=Path("outputs/safety_gate"))
@@ -89,8 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for case in () if arguments.only_table else arguments.cases:
         for words in commands(case, arguments):
-            print("python -m medlite", *words, flush=True)
-            subprocess.run([sys.executable, "-m", "medlite", *words], check=False)
+            run_job(words)
     lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
     for case in arguments.cases:
         paths = sorted((arguments.outputs / case).rglob(FILE_NAME))

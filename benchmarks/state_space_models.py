@@ -174,7 +174,7 @@ def describe(
 
     def ratio(of: tuple[str, str], to: tuple[str, str]) -> float | None:
         times = [values.get(f"{lane}latency/{each}/p50_ms") for lane, each in (of, to)]
-        return times[0] / times[1] if all(times) else None
+        return times[0] / times[1] if times[0] and times[1] else None
 
     lane = f"{prefix}/" if prefix else ""
     logits = result.predictions.get(key)

@@ -72,7 +72,8 @@ def make_images(shape: tuple[int, ...]) -> np.ndarray:
 
 def measure(net: nn.Module, shape: tuple[int, ...], engines: list[Runtime]) -> dict[str, Any]:
     """By runtime: what the cell says, or why there is none."""
-    images, sessions, cells = make_images(shape), {}, {}
+    images, sessions = make_images(shape), {}
+    cells: dict[str, dict[str, Any]] = {}
     with torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
         expected = net(torch.from_numpy(images)).numpy()
         for engine in engines:

@@ -74,7 +74,7 @@ def _scan_as_mambapy(
     return scan_with_mambapy(x, delta, A[None], B, C, D[None]).squeeze(1)
 
 
-def train(net: nn.Module, batches: list[Batch], loss: nn.Module) -> float:
+def train(net: nn.Module, batches: list[Batch], loss: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Seconds of processor time for some batches."""
     optimizer = torch.optim.AdamW(net.parameters())
     start = time.process_time()

@@ -33,9 +33,13 @@ from medlite.export.layer_costs import count_layers, total
 from medlite.runtimes.onnxruntime import OnnxRuntime
 from medlite.runtimes.openvino import OpenVinoRuntime
 from medlite.runtimes.torch import TorchRuntime
-from medlite.types import CompressionContext, DataSpec, Hardware, InferenceSession
+from medlite.types import CompressionContext, DataSpec, Hardware, InferenceSession, Runtime
 
-RUNTIMES = {"torch": TorchRuntime(), "onnxruntime": OnnxRuntime(), "openvino": OpenVinoRuntime()}
+RUNTIMES: dict[str, Runtime] = {
+    "torch": TorchRuntime(),
+    "onnxruntime": OnnxRuntime(),
+    "openvino": OpenVinoRuntime(),
+}
 ONE_THREAD = Hardware(num_threads=1)
 QUERIES_A_ROUND = 5
 
@@ -78,6 +82,7 @@ def drop_tokens(net: nn.Module, step: TokenPruning, spec: DataSpec) -> nn.Module
         fit=lambda net, **_: net,
         calibration_images=lambda n: torch.zeros(n, *spec.input_shape),
         calibration_batches=lambda _: [],
+        validation_batches=lambda _: [],
         build_teacher=nn.Identity,
         report=lambda topic, text: print(f"{topic}: {text}"),
     )

@@ -77,9 +77,10 @@ def build_model(name: str, size: tuple[int, ...]) -> tuple[nn.Module, tuple[int,
 
 def make_images(size: tuple[int, ...]) -> np.ndarray:
     """Four real images, or one stack of slices, (B, 1, H, W[, D])."""
+    shape = (1, size[0], size[1])
     if len(size) == 2:
-        return real_images((1, *size), number=4)
-    return real_images((1, *size[:2]), number=size[2]).transpose(1, 2, 3, 0)[None].copy()
+        return real_images(shape, number=4)
+    return real_images(shape, number=size[2]).transpose(1, 2, 3, 0)[None].copy()
 
 
 def export_to(

@@ -238,9 +238,15 @@ class InferenceSession(Protocol):
 class Runtime(Protocol):
     """One inference engine. Implementations are frozen dataclasses of plain options."""
 
-    name: str
-    format: str
-    """the artifact format that it loads"""
+    @property
+    def name(self) -> str:
+        """As its yaml is called."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """The artifact format that it loads."""
+        ...
 
     def refuses(self, hardware: Hardware) -> str:
         """Why nothing can be run on `hardware` here, in words; "" where it can."""
