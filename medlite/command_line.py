@@ -24,6 +24,9 @@ _FLAGS_WITH_VALUE = {
     *("--package", "-p", *_SHOWING_FLAGS),
 }
 
+NULLABLE = ("experiment",)
+"""groups of which nothing may be chosen, in the word of conf/config.yaml"""
+
 
 def conf_directory() -> Path:
     """Where the yaml files are: packed beside the code, or at the top of a checkout."""
@@ -190,7 +193,7 @@ def _check(
     return [
         f"{group}={name}: no such option, {did_you_mean(name, options[group])}"
         for name in _named_options(override)
-        if name not in options[group]
+        if name not in options[group] and not (name == "null" and group in NULLABLE)
     ]
 
 

@@ -98,6 +98,10 @@ def test_a_misspelt_option_gets_the_closest():
         prepare_overrides(["model=lightm_unett"], OPTIONS)
 
 
+def test_no_experiment_may_be_chosen_as_by_default():
+    assert prepare_overrides(["experiment=null"], OPTIONS) == ["experiment=null"]
+
+
 @pytest.mark.parametrize("word", ["dataset=null", "compression=qat,null"])
 def test_null_is_no_option(word):
     with pytest.raises(ConfigError, match="=null: no such option, the options are"):

@@ -39,19 +39,33 @@ def curves(*dice):
 
 
 @pytest.mark.parametrize(
-    ("dice", "is_told"),
-    [((0.1, 0.85), True), ((0.87, 0.89), False), ((0.95,), False), ((float("nan"),), False)],
+    ("dice", "told"),
+    [((0.1, 0.85), "0.850"), ((0.87, 0.89), ""), ((0.95,), ""), ((float("nan"),) * 2, "nan")],
 )
-def test_what_training_did_not_win_back_is_told_beyond_the_margin(dice, is_told):
-    job = SimpleNamespace(
-        spec=SimpleNamespace(task="segmentation"),
-        config=SimpleNamespace(safety=SafetyMargins(metric_drop=0.02)),
-    )
+def test_what_training_did_not_win_back_is_told_beyond_the_margin(dice, told):
+    job = job_of(budget_minutes=None)
     before = {"baseline": curves(0.7, 0.9), "distill": curves(0.9, 0.8)}
-    told = training.unrecovered(job, "prune", before, {**before, "prune": curves(*dice)})
-    assert bool(told) is is_told
-    if is_told:
-        assert told.startswith("val/dice was 0.900 before and is 0.850 after 2 epochs; more")
+    text = training.unrecovered(job, "prune", before, {**before, "prune": curves(*dice)})
+    assert bool(text) is bool(told)
+    if told:
+        assert text.startswith(f"val/dice was 0.900 before and is {told} after 2 epochs; more of")
+
+
+def test_all_turns_count_and_a_budget_that_allows_no_more_epochs_is_named():
+    before = {"baseline": curves(0.9)}
+    turns = {f"prune_{turn}": curves(0.2, 0.3) for turn in (1, 2, 3)}
+    text = training.unrecovered(job_of(budget_minutes=4.0), "prune", before, {**before, **turns})
+    assert "after 6 epochs; a larger train.budget_minutes (4), or" in text
+
+
+def job_of(*, budget_minutes):
+    return SimpleNamespace(
+        spec=SimpleNamespace(task="segmentation"),
+        config=SimpleNamespace(
+            safety=SafetyMargins(metric_drop=0.02),
+            train=SimpleNamespace(budget_minutes=budget_minutes),
+        ),
+    )
 
 
 def test_a_step_that_trains_nothing_has_nothing_to_win_back():

@@ -18,6 +18,8 @@ from medlite.command_line import (
     prepare_overrides,
     split_verb,
 )
+from medlite.errors import RecordError
+from medlite.search.command import parse_arguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,11 +35,34 @@ def test_commands_are_found():
     assert len(COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("words", [c.split() for c in COMMANDS], ids=COMMANDS)
-def test_every_command_composes(words):
-    verb, rest = split_verb(words, VERBS)
-    if verb != "run" or "--help" in rest:
-        return
+def commands_of(*verbs):
+    """The words behind the verb, of README's commands."""
+    split = (split_verb(command.split(), VERBS) for command in COMMANDS)
+    return [pytest.param(verb, rest, id=" ".join(rest)) for verb, rest in split if verb in verbs]
+
+
+@pytest.mark.parametrize(("verb", "rest"), commands_of("compare", "gate"))
+def test_verbs_on_records_ask_for_nothing_but_the_records(verb, rest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecordError, match="outputs/runs"):
+        VERBS[verb](rest)
+
+
+@pytest.mark.parametrize(("verb", "rest"), commands_of("search"))
+def test_the_search_is_understood(verb, rest):
+    options, overrides = parse_arguments(rest)
+    assert options.steps
+    assert prepare_overrides(overrides, OPTIONS)
+
+
+@pytest.mark.parametrize(("verb", "rest"), commands_of("audit"))
+def test_the_audit_names_models(verb, rest):
+    (word,) = rest
+    assert set(word.removeprefix("model=").split(",")) <= set(OPTIONS["model"])
+
+
+@pytest.mark.parametrize(("verb", "rest"), commands_of("run"))
+def test_every_job_composes(verb, rest):
     OmegaConf.register_new_resolver("run_name", lambda: "readme", replace=True)
     prepared = prepare_overrides(expand_seeds(rest), OPTIONS)
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):

@@ -85,15 +85,19 @@ def unrecovered(job: Job, name: str, before: History, after: History) -> str:
     if not trained:
         return ""
     metric = f"val/{primary_metric(job.spec)}"
-    best = [
+    was, became = (
         max((row[metric] for row in rows if math.isfinite(row[metric])), default=math.nan)
         for rows in (list(before.values())[-1], trained[-1])
-    ]
-    if not best[0] - best[1] > job.config.safety.metric_drop:
+    )
+    is_lost = math.isfinite(was) and not math.isfinite(became)
+    if not is_lost and not was - became > job.config.safety.metric_drop:
         return ""
+    more = f"more of them (compression.{name}.epochs)"
+    if job.config.train.budget_minutes is not None:
+        more = f"a larger train.budget_minutes ({job.config.train.budget_minutes:g})"
     return (
-        f"{metric} was {best[0]:.3f} before and is {best[1]:.3f} after {len(trained[-1])} epochs; "
-        f"more of them (compression.{name}.epochs), or another learning_rate, may win it back"
+        f"{metric} was {was:.3f} before and is {became:.3f} after {sum(map(len, trained))} epochs; "
+        f"{more}, or another learning_rate, may win it back"
     )
 
 

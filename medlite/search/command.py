@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         MedliteError: misspelt steps, goals or settings.
     """
-    options, overrides = _parse(argv)
+    options, overrides = parse_arguments(argv)
     directories = [conf_directory(), *user_directories(overrides)]
     steps = {name: locate(step_config(name, directories)["_target_"]) for name in options.steps}
     space = build_space(steps, max_steps=options.max_steps, settings=options.settings)
@@ -112,7 +112,12 @@ def _value(row: ComparisonRow, goal: str, path: Path) -> float:
     return float(value)
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of the search, and the overrides of every job.
+
+    Raises:
+        ConfigError: misspelt steps or goals, or words that the search sets itself.
+    """
     parser = argparse.ArgumentParser(
         prog="medlite search",
         description="Search recipes of compression steps; the same command goes on after a stop.",
