@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import jsonschema
@@ -12,7 +13,9 @@ from torch import nn
 
 from medlite.command_line import conf_directory
 from medlite.config import build, model_config
+from medlite.data.phantom import phantom
 from medlite.errors import ConfigError, MedliteError, RecordError
+from medlite.pipeline import teachers
 from medlite.pipeline.state_dicts import load_strictly, read_state_dict
 from medlite.pipeline.teachers import file_marks
 from medlite.report.result import SCHEMA_PATH, read_result
@@ -152,6 +155,24 @@ def test_a_run_of_another_task_teaches_by_its_maps_alone(finished, tmp_path):
     maps = ("compression.distill.alpha=0", "compression.distill.feature_weight=1")
     teach(tmp_path, runs, *maps)
     assert students(tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "answers"), [(None, True), (["background", "vessel"], False)])
+def test_a_teacher_of_maps_is_judged_where_its_classes_are_the_jobs(
+    tmp_path, monkeypatch, classes, answers
+):
+    spec = phantom(image_size=(32, 32)).spec
+    own = spec if classes is None else replace(spec, class_names=tuple(classes))
+    row = {"stage": "train", "key": "net-1", "sha256": "ab"}
+    record = SimpleNamespace(lineage=[row], dataset=asdict(own), config={})
+    monkeypatch.setattr(teachers, "read_result", lambda _: record)
+    monkeypatch.setattr(teachers.Entry, "is_done", True)
+    path = tmp_path / "runs" / "teacher" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    step = SimpleNamespace(teacher=str(path.parent), compares_logits=False)
+    (found,) = teachers.find_teachers(SimpleNamespace(spec=spec), step)
+    assert found.answers is answers
 
 
 @pytest.mark.slow

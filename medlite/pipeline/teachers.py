@@ -44,6 +44,8 @@ class Finished:
     """names the weights, whatever path they lie at"""
     build: Callable[[], nn.Module]
     """the net in evaluation mode"""
+    answers: bool = True
+    """whether its logits are of the job's own task and classes"""
 
 
 def find_teachers(job: Job, step: CompressionStep) -> list[ToTrain | Finished]:
@@ -140,7 +142,8 @@ def _from_run(job: Job, record: Path, *, compares_logits: bool) -> Finished:
         raise ConfigError([problem])
     result = read_result(record)
     spec = _spec_of(result)
-    problems = list(_differences(record.parent.name, spec, job.spec, compares_logits))
+    run = record.parent.name
+    problems = list(_differences(run, spec, job.spec, compares_logits=compares_logits))
     if problems:
         raise ConfigError(problems)
     stages = list(_float_stages(result))
@@ -163,8 +166,9 @@ def _from_run(job: Job, record: Path, *, compares_logits: bool) -> Finished:
         return net.eval()
 
     row = stages[-1][0]
-    name = f"{record.parent.name} ({row['stage']})"
-    return Finished(name=name, key=row["sha256"], build=make)
+    name = f"{run} ({row['stage']})"
+    answers = not list(_differences(run, spec, job.spec, compares_logits=True))
+    return Finished(name=name, key=row["sha256"], build=make, answers=answers)
 
 
 def _float_stages(
@@ -189,7 +193,7 @@ def _spec_of(result: RunResult) -> DataSpec:
 
 
 def _differences(
-    run: str, taught: DataSpec, wanted: DataSpec, compares_logits: bool
+    run: str, taught: DataSpec, wanted: DataSpec, *, compares_logits: bool
 ) -> Iterable[str]:
     facts: dict[str, tuple[Any, Any]] = {"images": (taught.input_shape, wanted.input_shape)}
     if compares_logits:

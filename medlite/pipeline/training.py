@@ -41,7 +41,8 @@ class Trained:
     """A net (evaluation mode), the store's key of it, and how it came to be.
 
     history: curves of each fit. notes: (topic, text) pairs for the card. seconds: of each part.
-    name: of a teacher. teacher: whose logits the step that left the net has compared with.
+    name: of a teacher. answers: of a teacher, whether its logits are of the job's own classes.
+    teacher: of whom the step that left the net has learned, if that one answers.
     """
 
     net: nn.Module
@@ -50,6 +51,7 @@ class Trained:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     name: str = ""
+    answers: bool = True
     teacher: Trained | None = None
 
 
@@ -187,7 +189,7 @@ def _compressed(job: Job, parent: Trained, name: str, step: CompressionStep) -> 
         history={**parent.history, **record["history"]},
         seconds={**parent.seconds, name: record["seconds"]},
         notes=(*parent.notes, *((topic, text) for topic, text in record["notes"])),
-        teacher=teacher if getattr(step, "compares_logits", True) else None,
+        teacher=teacher if teacher is not None and teacher.answers else None,
     )
 
 
@@ -269,6 +271,7 @@ def _teacher(job: Job, step: CompressionStep) -> Trained | None:
         net=as_one(job, [each.net for each in nets]).eval(),
         key="+".join(each.key for each in nets),
         name=" and ".join(each.name for each in found),
+        answers=all(each.answers for each in found if isinstance(each, Finished)),
     )
 
 

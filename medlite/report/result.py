@@ -90,7 +90,7 @@ class RunResult:
     """what each stage left: size, cost, scores, time and the sha256 of its weights"""
     teacher: dict[str, Any] = field(default_factory=dict)
     """whom a step learned from: name, key, size, cost, scores, and the classes that it finds
-    less often than the student's baseline; empty where no logits were compared"""
+    less often than the student's baseline; empty where its classes are not the run's"""
     card: list[CardCategory] = field(default_factory=list)
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     """fit name -> one dict an epoch"""
