@@ -55,7 +55,7 @@ CASES = {
 }
 COLUMNS = (
     *("metric", "over_control", "rare_sensitivity", "ece"),
-    *("p50_ms", "levelled_p50_ms", "speedup", "size_kib", "peak_mib", "safety"),
+    *("p50_ms", "levelled_p50_ms", "speedup", "size_kib", "peak_mib", "safety", "failed"),
 )
 RECIPES = ("none", "ptq", "qat", "prune", "[prune,qat]", "[distill,prune,qat]")
 SHARED = (

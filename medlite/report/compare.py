@@ -22,6 +22,7 @@ from medlite.report.comparison import (
 )
 from medlite.report.comparison_table import (
     SHOWN,
+    WIDE,
     WORDS,
     as_csv,
     as_html,
@@ -124,9 +125,8 @@ def main(
         "--columns",
         nargs="+",
         metavar="COLUMN",
-        default=list(SHOWN),
-        help="those to show, in place of all: "
-        + ", ".join(name for name in SHOWN if name not in WORDS),
+        default=[name for name in SHOWN if name not in (*WORDS, *WIDE)],
+        help="those to show: " + ", ".join(name for name in SHOWN if name not in WORDS),
     )
     parser.add_argument("--csv", type=Path, help="default: compare.csv in the first directory")
     parser.add_argument("--html", type=Path, help="default: compare.html in the first directory")

@@ -47,6 +47,8 @@ class ComparisonRow:
     peak_mib: float | None
     int8_operators: float | None
     safety: str
+    failed: tuple[str, ...]
+    """what the gate failed, such as "sensitivity drop/nodule" """
     budgets: str
     seed: int | None
     settings: str
@@ -98,6 +100,7 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         peak_mib=measured(found.of("memory", runtime, "peak_mib")),
         int8_operators=measured(found.get(f"operators/{runtime}/int8_count")),
         safety=gate["verdict"] if gate else "not compared",
+        failed=failed_items(gate) if gate else (),
         budgets=worst_budget(budgets),
         seed=result.config.get("seed"),
         settings=settings_digest(result, runtime),
@@ -111,6 +114,12 @@ def gain_over_control(result: RunResult, runtime: str) -> float | None:
         if item["name"] == "safety/metric_drop" and item["difference"] is not None:
             return 0.0 - float(item["difference"])
     return None
+
+
+def failed_items(gate: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a safety report's items that failed."""
+    names = (item["name"] for item in gate["items"] if item["verdict"] == "FAIL")
+    return tuple(name.removeprefix("safety/").replace("_", " ") for name in names)
 
 
 def machine_of(result: RunResult) -> str:

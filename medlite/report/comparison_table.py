@@ -39,6 +39,7 @@ SHOWN = {
     "peak_mib": "peak MiB",
     "int8_operators": "INT8 ops",
     "safety": "safety",
+    "failed": "failed",
     "budgets": "budgets",
     "is_pareto": "Pareto",
 }
@@ -48,6 +49,8 @@ WORDS = ("dataset", "model", "compression", "runtime", "hardware", "machine")
 FILE_WIDTH = 200
 """columns of a console that is not a terminal"""
 VERDICTS = ("safety", "budgets")
+WIDE = ("failed",)
+"""columns that are shown where they are asked for"""
 PARETO = (
     "Pareto *: no run here is at least as good in metric, levelled p50, size and peak memory "
     "and better in one of them."
@@ -118,8 +121,10 @@ def with_columns(lines: Sequence[Line], chosen: Sequence[str]) -> list[Line]:
 def cell(row: ComparisonRow, column: str) -> str:
     """A value as people read it."""
     value = getattr(row, column)
-    if value is None:
+    if value is None or value == ():
         return "-"
+    if isinstance(value, tuple):
+        return ", ".join(value)
     if isinstance(value, bool):
         return "*" if value else ""
     if column == "metric":
@@ -133,7 +138,10 @@ def as_csv(lines: Sequence[Line]) -> str:
     columns = list(lines[0].values) if lines else list(COLUMNS)
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(line.values for line in lines)
+    writer.writerows(
+        {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in line.values.items()}
+        for line in lines
+    )
     return buffer.getvalue()
 
 

@@ -43,8 +43,10 @@ class SeedSummary:
     def text(self, column: str) -> str:
         """A mean with its half width, "-" where a run lacks it."""
         value, width = getattr(self.row, column), self.half_widths.get(column)
-        if value is None:
+        if value is None or value == ():
             return "-"
+        if isinstance(value, tuple):
+            return ", ".join(value)
         if not isinstance(value, float):
             return str(value)
         return number(value) if not width else f"{number(value)} \u00b1 {number(width)}"
@@ -84,6 +86,7 @@ def _averaged(rows: Sequence[ComparisonRow]) -> ComparisonRow:
         rows[0],
         **means,
         safety=_tally([row.safety for row in rows]),
+        failed=_counted([name for row in rows for name in row.failed], len(rows)),
         budgets=_tally([row.budgets for row in rows]),
         seed=rows[0].seed if len(rows) == 1 else None,
     )
@@ -94,6 +97,13 @@ def _tally(verdicts: Sequence[str]) -> str:
     if len(verdicts) == 1:
         return verdicts[0]
     return ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
+
+
+def _counted(names: Sequence[str], num_rows: int) -> tuple[str, ...]:
+    """The most frequent first, with how many seeds each was in."""
+    if num_rows == 1:
+        return tuple(names)
+    return tuple(f"{count} {name}" for name, count in Counter(names).most_common())
 
 
 def _columns(rows: Sequence[ComparisonRow]) -> Iterable[tuple[str, list[float]]]:

@@ -16,6 +16,7 @@ from medlite.report.comparison import (
     rows_of,
     sort_rows,
 )
+from medlite.report.comparison_table import as_csv, lines_of_runs, with_columns
 from medlite.report.result import write_result
 from medlite.report.sameness import settings_digest, tell_apart
 from medlite.types import Measurement
@@ -26,7 +27,7 @@ def make_row(**changes):
         "run": "r", "dataset": "d", "model": "m", "compression": "none", "runtime": "openvino",
         "hardware": "host", "machine": "cpu", "metric_name": "dice", "metric": 0.9, "params": 1e5,
         "gmacs": 0.1, "p50_ms": 5.0, "p90_ms": 6.0, "speedup": None, "size_kib": 100.0,
-        "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "budgets": "fits",
+        "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "failed": (), "budgets": "fits",
         "settings": "s", "over_control": 0.01, "rarest_class": "c", "rare_sensitivity": 0.7,
         "ece": 0.05, "seed": 0, "images": "i", "baseline_p50_ms": None, "levelled_p50_ms": 5.0,
     }  # fmt: skip
@@ -282,6 +283,25 @@ def test_columns_are_chosen_and_what_tells_rows_apart_stays(outputs, tmp_path, c
         assert "Pareto *" not in shown
         assert "peak MiB" not in shown
     assert "peak_mib" in csv.read_text()
+
+
+def test_what_the_gate_failed_is_named_where_it_is_asked_for(finished):
+    result = dataclasses.replace(finished["segmentation"][0])
+    items = [
+        {"name": f"safety/{name}", "verdict": verdict}
+        for name, verdict in (
+            ("metric_drop", "PASS"),
+            ("sensitivity_drop/nodule", "FAIL"),
+            ("ece_increase", "INCONCLUSIVE"),
+        )
+    ]
+    result.safety = {"openvino": {"verdict": "FAIL", "items": items}}
+    row = next(row for row in rows_of(result) if row.runtime == "openvino")
+    assert row.failed == ("sensitivity drop/nodule",)
+    (line,) = with_columns(lines_of_runs([row]), ["failed"])
+    assert line.texts["failed"] == "sensitivity drop/nodule"
+    (written,) = csv.DictReader(as_csv([line]).splitlines())
+    assert written["failed"] == "sensitivity drop/nodule"
 
 
 def test_a_misspelt_column_gets_the_closest(outputs):

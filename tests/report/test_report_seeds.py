@@ -62,6 +62,15 @@ def test_verdicts_are_counted_and_the_frontier_is_that_of_the_means():
     assert (first.row.is_pareto, second.row.is_pareto) == (True, False)
 
 
+def test_what_failed_is_counted_over_the_seeds():
+    lost = ("metric drop", "sensitivity drop/rare")
+    rows = [make_row(seed=seed, failed=each) for seed, each in enumerate(((), lost[:1], lost))]
+    (summary,) = summarise_seeds(rows)
+    assert summary.text("failed") == "2 metric drop, 1 sensitivity drop/rare"
+    assert summarise_seeds(rows[:1])[0].text("failed") == "-"
+    assert summarise_seeds(rows[2:])[0].text("failed") == "metric drop, sensitivity drop/rare"
+
+
 def test_budgets_that_one_seed_misses_are_not_called_met():
     (summary,) = summarise_seeds(
         [make_row(seed=seed, budgets=each) for seed, each in enumerate(("fits", "missed", "fits"))]
