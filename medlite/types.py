@@ -196,6 +196,8 @@ class BenchmarkSettings:
     throughput_batch_size: int = 16
     throughput_seconds: float = 2.0
     energy_seconds: float = 10.0
+    each_step: bool = True
+    """time what each of several compression steps leaves beside what came into it"""
     timeout_seconds: float = 600.0
 
 

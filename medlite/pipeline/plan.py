@@ -10,6 +10,7 @@ from medlite.compression.selective_precision import SelectivePrecision
 from medlite.config import STAGES
 from medlite.pipeline.explaining import NUM_REDRAWN
 from medlite.pipeline.job import Job
+from medlite.pipeline.step_gains import NUM_QUERIES
 from medlite.pipeline.teachers import Finished, find_teachers
 from medlite.pipeline.training import baseline_entry, control_steps, num_latencies
 from medlite.safety.robustness import conditions_of
@@ -64,6 +65,7 @@ def plan_job(job: Job) -> list[PlannedStage]:
         planned.append(_plan_export(job))
     if "bench" in stages:
         planned.append(_plan_bench(job, plan))
+        planned += _plan_gains(job, plan)
         planned += _plan_robustness(job, plan)
         planned += _plan_shortcuts(job, plan)
         planned += _plan_explanations(job, plan)
@@ -153,6 +155,18 @@ def _plan_bench(job: Job, plan: FitPlan) -> PlannedStage:
     candidates = _num_models(job) * len(job.runtimes)
     what = f"{settings.num_queries} queries of each of {candidates} candidates in turns"
     return PlannedStage(stage="bench", what=what, seconds=candidates * per_candidate)
+
+
+def _plan_gains(job: Job, plan: FitPlan) -> list[PlannedStage]:
+    steps = len(job.steps)
+    if steps < 2 or not job.config.benchmark.each_step:
+        return []
+    settings, forward = job.config.benchmark, plan.seconds_per_val_batch
+    images = settings.num_warmup + min(settings.num_queries, NUM_QUERIES)
+    per_candidate = images * forward / job.config.train.batch_size + _PROCESS_SECONDS
+    seconds = (steps - 1) * _CONVERSION_SECONDS + 2 * steps * len(job.runtimes) * per_candidate
+    what = f"each of {steps} steps beside what came into it"
+    return [PlannedStage(stage="gains", what=what, seconds=seconds)]
 
 
 def _plan_robustness(job: Job, plan: FitPlan) -> list[PlannedStage]:

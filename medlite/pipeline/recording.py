@@ -30,13 +30,13 @@ from medlite.report.card import build_card, write_card_markdown
 from medlite.report.environment import describe_environment
 from medlite.report.examples import choose_examples, write_examples
 from medlite.report.explanation_section import explanation_measurements
+from medlite.report.gains import Gains, describe_gain, gains_of
 from medlite.report.lookup import Lookup
 from medlite.report.page import write_report_html
 from medlite.report.result import RunResult, write_result
 from medlite.report.terminal import console, print_summary
 from medlite.report.verdict import (
     describe_arithmetic,
-    describe_gain,
     summarise_verdict,
     worst_of,
 )
@@ -61,6 +61,8 @@ class Evidence:
     control: Trained | None
     artifacts: Artifacts
     bench: BenchmarkResult
+    gains: Mapping[str, Gains]
+    """step -> what it brought on each runtime"""
     robustness: Mapping[str, dict[str, Any]]
     """runtime -> `RobustnessReport.to_json`"""
     shortcuts: Mapping[str, dict[str, Any]]
@@ -120,7 +122,10 @@ def record(job: Job, evidence: Evidence) -> RunResult:
         environment=describe_environment(config.seed),
         measurements=measurements,
         stages=_stages(evidence),
-        lineage=trace_lineage(job, {"train": evidence.baseline, **evidence.steps}, known),
+        lineage=[
+            {**row, "gains": evidence.gains.get(row["stage"], {})}
+            for row in trace_lineage(job, {"train": evidence.baseline, **evidence.steps}, known)
+        ],
         teacher=_describe_teacher(job, evidence.teacher, torch_says.get("teacher"), measurements),
         verdict=verdict,
         artifacts=list(_artifacts(job, evidence)),
@@ -265,10 +270,16 @@ def _verdict(
             [artifact.precision for artifact in evidence.artifacts[""].values()],
             evidence.bench.operators,
         ),
-        "gain": describe_gain(Lookup(measurements)),
+        "gain": describe_gain(_whole_gains(job, evidence, measurements), evidence.gains),
         "unmeasured": unmeasured,
     }
     return {**plain, "summary": summarise_verdict(**plain)}
+
+
+def _whole_gains(job: Job, evidence: Evidence, measurements: list[Measurement]) -> Gains:
+    """Of the deployed net over the uncompressed one; empty where they are the same."""
+    names = [runtime.name for runtime in job.runtimes.values()]
+    return gains_of(measurements, names) if "baseline" in evidence.artifacts else {}
 
 
 def _stages(evidence: Evidence) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from medlite.pipeline.plan import as_table, plan_job
 from medlite.pipeline.recording import Evidence, publish, record
 from medlite.pipeline.robustness import measure_robustness
 from medlite.pipeline.shortcuts import measure_shortcuts
+from medlite.pipeline.step_gains import measure_steps
 from medlite.pipeline.teachers import file_marks
 from medlite.pipeline.training import compress, train_baseline, train_control
 from medlite.report.terminal import console
@@ -123,6 +124,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         return False
     with _timed(seconds, "bench"):
         bench = measure(job, nets, artifacts, deployed.key)
+        gains = measure_steps(job, steps, artifacts, bench.measurements)
     with _timed(seconds, "robustness"):
         robustness = measure_robustness(job, artifacts, bench, deployed.key)
     with _timed(seconds, "shortcuts"):
@@ -138,6 +140,7 @@ def _run_stages(job: Job, sinks: Sinks) -> bool:
         control=control,
         artifacts=artifacts,
         bench=bench,
+        gains=gains,
         robustness=robustness,
         shortcuts=shortcuts,
         explanations=explanations,

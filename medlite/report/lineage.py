@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from medlite.report.gains import in_words, is_lost
 from medlite.report.lookup import number
 from medlite.report.svg import INK, MUTED, picture
-from medlite.report.tables import plain, table
+from medlite.report.tables import chip, plain, table
 
 BOX_WIDTH, BOX_HEIGHT, GAP, MARGIN = 168, 104, 76, 6
 
@@ -49,6 +50,22 @@ def lineage_table(lineage: Sequence[Row], metric: str) -> str:
             ]
         )
     return table(headings, rows, num_words=2)
+
+
+def gains_table(lineage: Sequence[Row]) -> str:
+    """What each step brought on each runtime beside what came into it; "" where it is unknown."""
+    rows = [
+        [
+            escape(row["stage"]),
+            escape(runtime),
+            chip("no gain") if is_lost(gain) else "",
+            escape(in_words(gain)),
+        ]
+        for row in lineage
+        for runtime, gain in row["gains"].items()
+    ]
+    headings = ["step", "runtime", "", "beside what came into it, queries in turns"]
+    return table(headings, rows, num_words=4) if rows else ""
 
 
 def class_lineage_table(lineage: Sequence[Row]) -> str:

@@ -13,7 +13,12 @@ from medlite.report.examples import Examples, read_examples
 from medlite.report.explanation_section import explanation_section
 from medlite.report.frame import page
 from medlite.report.gallery import gallery
-from medlite.report.lineage import class_lineage_table, lineage_diagram, lineage_table
+from medlite.report.lineage import (
+    class_lineage_table,
+    gains_table,
+    lineage_diagram,
+    lineage_table,
+)
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult, write_atomically
 from medlite.report.robustness_section import robustness_section
@@ -190,7 +195,7 @@ def lineage_section(result: RunResult) -> str:
     stages = tables.stages_table(result.stages)
     if result.lineage:
         picture = lineage_diagram(result.lineage, result.primary_metric)
-        table = lineage_table(result.lineage, result.primary_metric)
+        table = lineage_table(result.lineage, result.primary_metric) + gains_table(result.lineage)
         classes = class_lineage_table(result.lineage)
         stages = (
             f'<div class="wide">{picture}</div>{table}<h3>Sensitivity of each class</h3>{classes}'

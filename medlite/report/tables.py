@@ -20,6 +20,7 @@ CHIP_COLOURS = {
     "INCONCLUSIVE": "open",
     "unknown": "open",
     "SUSPECT": "open",
+    "no gain": "open",
     "PASS": "pass",
     "fits": "pass",
 }

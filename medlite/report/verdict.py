@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from medlite.report.lookup import Lookup
-
-LEAST_SAVING = 0.99
-"""of the bytes before, for a file to count as smaller"""
 
 
 def summarise_verdict(
@@ -29,7 +23,7 @@ def summarise_verdict(
         safety: "PASS", "FAIL", "INCONCLUSIVE" or "not compared".
         parity: "PASS", "FAIL" or "INCONCLUSIVE".
         quantization: what became of 8-bit arithmetic, in words; "" where none was asked for.
-        gain: where compression made nothing smaller or faster, or something slower, in words.
+        gain: where compression made nothing smaller or faster, in words; see `describe_gain`.
         unmeasured: the runtimes on which the deployed model failed.
 
     >>> summarise_verdict(budgets=[], safety="PASS", parity="PASS")
@@ -89,37 +83,6 @@ def describe_arithmetic(
         return f"not really INT8 on {', '.join(without)}: no operator computes in 8 bits"
     shown = ", ".join(f"{count} on {runtime}" for runtime, count in counts.items())
     return f"operators in 8 bits: {shown}"
-
-
-def describe_gain(found: Lookup) -> str:
-    """Where the deployed model is neither faster nor smaller than the baseline, or is slower.
-
-    Faster or slower means that the whole interval of the speed-up lies on one side of 1; smaller,
-    at least 1 % fewer bytes on disk: files of one net differ by the lengths of names in them.
-    """
-    lost = [runtime for runtime in found.runtimes() if _gains_nothing(found, runtime)]
-    slower = [runtime for runtime in found.runtimes() if _speedup(found, runtime)[1] < 1]
-    parts = [
-        *([f"no gain on this hardware: {', '.join(lost)}"] if lost else []),
-        *([f"slower than before on {', '.join(slower)}"] if slower else []),
-    ]
-    return "; ".join(parts)
-
-
-def _speedup(found: Lookup, runtime: str) -> tuple[float, float]:
-    """The ends of its interval; NaN where there is none."""
-    speedup = found.get(f"speedup/{runtime}/ratio")
-    if speedup is None or speedup.value is None:
-        return math.nan, math.nan
-    return speedup.spread or (speedup.value, speedup.value)
-
-
-def _gains_nothing(found: Lookup, runtime: str) -> bool:
-    before, after = (found.of("size", f"{p}{runtime}", "disk_kib") for p in ("baseline/", ""))
-    if before is None or after is None:
-        return False
-    is_smaller = (after.value or 0) <= LEAST_SAVING * (before.value or 0)
-    return _speedup(found, runtime)[0] <= 1 and not is_smaller
 
 
 def summarise_budgets(budgets: Sequence[Mapping[str, Any]]) -> str:

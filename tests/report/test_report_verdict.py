@@ -2,11 +2,10 @@
 
 import pytest
 
-from medlite.report.lineage import worst_loss
-from medlite.report.lookup import Lookup
+from medlite.report.gains import describe_gain, gains_of
+from medlite.report.lineage import gains_table, worst_loss
 from medlite.report.verdict import (
     describe_arithmetic,
-    describe_gain,
     summarise_verdict,
     worst_of,
 )
@@ -20,11 +19,11 @@ def found(*, ratio, spread=None, before=100.0, after=100.0, runtime="openvino"):
         Measurement(name=f"baseline/size/{runtime}/disk_kib", value=before, unit="KiB"),
         Measurement(name=f"size/{runtime}/disk_kib", value=after, unit="KiB"),
     ]
-    return Lookup(rows)
+    return gains_of(rows, [runtime])
 
 
 def test_neither_faster_nor_smaller_is_no_gain():
-    text = describe_gain(found(ratio=0.98, spread=(0.95, 1.02)))
+    text = describe_gain(found(ratio=0.98, spread=(0.95, 1.02)), {})
     assert text == "no gain on this hardware: openvino"
 
 
@@ -37,28 +36,49 @@ def test_neither_faster_nor_smaller_is_no_gain():
     ],
 )
 def test_faster_or_smaller_is_a_gain(figures):
-    assert describe_gain(found(**figures)) == ""
+    assert describe_gain(found(**figures), {}) == ""
 
 
 def test_a_speed_up_that_could_be_chance_is_no_gain():
-    assert describe_gain(found(ratio=1.2, spread=(0.9, 1.5))) != ""
+    assert describe_gain(found(ratio=1.2, spread=(0.9, 1.5)), {}) != ""
 
 
 def test_a_few_bytes_less_are_no_gain():
     """An OpenVINO file of the same net is shorter by the digits of its constants' names."""
     figures = {"ratio": 1.0, "before": 4478.18, "after": 4477.28}
-    assert describe_gain(found(**figures)) == "no gain on this hardware: openvino"
+    assert describe_gain(found(**figures), {}) == "no gain on this hardware: openvino"
 
 
 def test_smaller_and_slower_is_told_as_slower():
     figures = {"ratio": 0.37, "spread": (0.36, 0.37), "after": 38.0}
-    assert describe_gain(found(**figures)) == "slower than before on openvino"
-    assert describe_gain(found(ratio=0.9, spread=(0.7, 1.1), after=38.0)) == ""
+    assert describe_gain(found(**figures), {}) == "slower than before on openvino"
+    assert describe_gain(found(ratio=0.9, spread=(0.7, 1.1), after=38.0), {}) == ""
 
 
 def test_without_a_baseline_nothing_is_said():
-    alone = Lookup([Measurement(name="latency/openvino/p50_ms", value=1.0, unit="ms")])
-    assert describe_gain(alone) == ""
+    alone = [Measurement(name="latency/openvino/p50_ms", value=1.0, unit="ms")]
+    assert describe_gain(gains_of(alone, ["openvino"]), {}) == ""
+
+
+def test_the_steps_that_brought_nothing_are_named_where_there_are_several():
+    fast, idle = found(ratio=2.0, after=50.0), found(ratio=1.0)
+    told = describe_gain(fast, {"distill": idle, "prune": fast})
+    assert told == "no gain by distill on openvino"
+    assert describe_gain(fast, {"prune": fast, "qat": fast}) == ""
+    assert describe_gain(idle, {"distill": idle}) == "no gain on this hardware: openvino"
+
+
+def test_the_lineage_shows_what_each_step_brought():
+    lineage = [
+        {"stage": "train", "gains": {}},
+        {"stage": "distill", "gains": found(ratio=1.0, spread=(0.9, 1.1))},
+        {"stage": "prune", "gains": gains_of([], ["openvino"], reason="no such operator")},
+    ]
+    shown = gains_table(lineage)
+    assert shown.count("no gain") == 1
+    assert "1 (0.900 to 1.10) times as fast, 1 of the size" in shown
+    assert "not timed: no such operator" in shown
+    assert gains_table(lineage[:1]) == ""
 
 
 def test_a_graph_that_a_runtime_computes_in_float_is_not_really_int8():
