@@ -152,15 +152,20 @@ def level_latencies(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """
     uncompressed: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for row in rows:
-        own = row.p50_ms if row.compression == "none" else row.baseline_p50_ms
+        own = row.p50_ms if _is_uncompressed(row) else row.baseline_p50_ms
         if own is not None:
             uncompressed[_net(row)].append(own)
     return [replace(row, levelled_p50_ms=_levelled(row, uncompressed[_net(row)])) for row in rows]
 
 
 def _levelled(row: ComparisonRow, uncompressed: Sequence[float]) -> float | None:
-    speedup = 1.0 if row.compression == "none" else row.speedup
+    speedup = 1.0 if _is_uncompressed(row) else row.speedup
     return median(uncompressed) / speedup if uncompressed and speedup else row.p50_ms
+
+
+def _is_uncompressed(row: ComparisonRow) -> bool:
+    """By its name, which may end in what else it sets: "none (train.epochs=5)"."""
+    return row.compression.partition(" ")[0] == "none"
 
 
 def _net(row: ComparisonRow) -> tuple[str, ...]:
