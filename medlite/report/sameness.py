@@ -32,14 +32,15 @@ class Names:
 def settings_digest(result: RunResult, runtime: str) -> str:
     """6 hexadecimal digits of all that decides a run's row on a runtime, but the seed.
 
-    Records hold no paths: the facts of the data set, and the key of a teacher that is a file,
-    stand for them.
+    That is also the version of medlite. Records hold no paths: the facts of the data set, and the
+    key of a teacher that is a file, stand for them.
     """
     sections = _decisive(result.config, runtime)
     steps = sections.get("compression", {})
     has_file = PLACEHOLDER in json.dumps(steps, default=str)
     teacher = result.teacher.get("key") if has_file else None
-    return _digest([sections, list(steps), result.dataset, teacher])
+    version = result.environment.get("packages", {}).get("medlite")
+    return _digest([sections, list(steps), result.dataset, teacher, version])
 
 
 def images_digest(result: RunResult) -> str:

@@ -155,6 +155,15 @@ def test_the_order_of_the_steps_and_a_teachers_file_part_runs(finished):
         assert len({settings_digest(run, "openvino") for run in pair}) == 2
 
 
+def test_runs_of_another_version_are_no_further_seeds(finished):
+    plain, _ = finished["segmentation"]
+    versions = [
+        dataclasses.replace(plain, environment={**plain.environment, "packages": {"medlite": v}})
+        for v in ("0.2.0", "0.3.0")
+    ]
+    assert len({settings_digest(run, "openvino") for run in versions}) == 2
+
+
 def test_what_decides_no_row_does_not_part_runs(finished):
     plain, _ = finished["segmentation"]
     own = settings_digest(plain, "openvino")
