@@ -6,4 +6,4 @@ import sys
 # looks at patients' images tells nobody anything.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
