@@ -117,8 +117,9 @@ def main() -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The folder of real data, by default that of the tests."""
     folder = os.environ.get("MEDLITE_DATA")
+    is_needed = not folder and "--only-table" not in sys.argv
     parser.add_argument(
-        "--data", type=Path, default=folder, required=not folder, help="default: $MEDLITE_DATA"
+        "--data", type=Path, default=folder, required=is_needed, help="default: $MEDLITE_DATA"
     )
 
 

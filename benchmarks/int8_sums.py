@@ -13,6 +13,7 @@ difference between exact kernels is that of single codes where a value lies betw
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,9 +61,12 @@ def main() -> None:
     parser.add_argument("--only-table", action="store_true", help="of the jobs that are done")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
+    codes = []
     for case in () if arguments.only_table else arguments.cases:
         chosen = [word.replace("{data}", str(arguments.data)) for word in CASES[case]]
-        run_job(["-m", *RECIPE, *chosen, *SHARED, f"outputs={arguments.outputs / case}"])
+        codes.append(
+            run_job(["-m", *RECIPE, *chosen, *SHARED, f"outputs={arguments.outputs / case}"])
+        )
     cut_off = {True: "cuts off sums", False: "adds exactly", None: "not known"}
     lines = [
         f"{cpu_model()}: {cut_off[cuts_off_int8_sums()]}",
@@ -78,6 +82,7 @@ def main() -> None:
     print(text)
     if arguments.markdown is not None:
         arguments.markdown.write_text(text)
+    sys.exit(any(codes))
 
 
 if __name__ == "__main__":

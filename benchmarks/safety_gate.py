@@ -12,6 +12,7 @@ baseline, on one thread. Jobs that are done are not done again.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,11 @@ def main() -> None:
     parser.add_argument("--only-table", action="store_true", help="of the jobs that are done")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    for case in () if arguments.only_table else arguments.cases:
-        for words in commands(case, arguments):
-            run_job(words)
+    codes = [
+        run_job(words)
+        for case in (() if arguments.only_table else arguments.cases)
+        for words in commands(case, arguments)
+    ]
     lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
     for case in arguments.cases:
         paths = sorted((arguments.outputs / case).rglob(FILE_NAME))
@@ -100,6 +103,7 @@ def main() -> None:
     print(text)
     if arguments.markdown is not None:
         arguments.markdown.write_text(text)
+    sys.exit(any(codes))
 
 
 if __name__ == "__main__":

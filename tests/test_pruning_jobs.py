@@ -56,14 +56,19 @@ def test_all_turns_count_and_a_budget_that_allows_no_more_epochs_is_named():
     turns = {f"prune_{turn}": curves(0.2, 0.3) for turn in (1, 2, 3)}
     text = training.unrecovered(job_of(budget_minutes=4.0), "prune", before, {**before, **turns})
     assert "after 6 epochs; a larger train.budget_minutes (4), or" in text
+    enough = training.unrecovered(
+        job_of(budget_minutes=60.0, epochs=6), "prune", before, {**before, **turns}
+    )
+    assert "after 6 epochs; more of them (compression.prune.epochs)" in enough
 
 
-def job_of(*, budget_minutes):
+def job_of(*, budget_minutes, epochs=12):
     return SimpleNamespace(
         spec=SimpleNamespace(task="segmentation"),
         config=SimpleNamespace(
             safety=SafetyMargins(metric_drop=0.02),
             train=SimpleNamespace(budget_minutes=budget_minutes),
+            compression={"prune": {"epochs": epochs}},
         ),
     )
 

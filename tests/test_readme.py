@@ -37,7 +37,8 @@ def test_commands_are_found():
 
 def commands_of(*verbs):
     """The words behind the verb, of README's commands."""
-    split = (split_verb(command.split(), VERBS) for command in COMMANDS)
+    split = [split_verb(command.split(), VERBS) for command in COMMANDS]
+    assert {verb for verb, _ in split} == set(VERBS), "every verb is shown"
     return [pytest.param(verb, rest, id=" ".join(rest)) for verb, rest in split if verb in verbs]
 
 

@@ -6,8 +6,8 @@ Shapes: N samples, K logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ LOWER_IS_BETTER = ("ece", "nll")
 class Score:
     """What the objective says of some logits: NaN where an output is not finite.
 
-    sensitivities: of each class, NaN of one that does not occur; empty for other objectives.
+    sensitivities: class -> its own, NaN of one that does not occur; empty for other objectives.
     """
 
     value: float
-    sensitivities: tuple[float, ...] = ()
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +94,26 @@ class ClinicalObjective:
         if math.isnan(score.value) or math.isnan(reference.value):
             return math.inf
         if self.kind == "worst_sensitivity":
-            losses = np.subtract(reference.sensitivities, score.sensitivities)
-            return float(np.nanmax(losses))
+            return max(self.losses(score, reference).values())
         worse = score.value - reference.value
         return worse if self.kind in LOWER_IS_BETTER else -worse
+
+    def losses(self, score: Score, reference: Score) -> dict[str, float]:
+        """By how much the sensitivity of each class that occurs fell, the largest first."""
+        before, after = reference.sensitivities, score.sensitivities
+        losses = {name: before[name] - after[name] for name in before if before[name] >= 0}
+        return dict(sorted(losses.items(), key=lambda item: -item[1]))
 
     def _score(self, scores: GroupedScores) -> Score:
         if self.kind != "worst_sensitivity":
             name = primary_metric(self.spec) if self.kind == "metric" else self.kind
             return Score(value=scores.value(name))
-        found = [scores.value(name) for name in scores.statistics if name.startswith("sensitivity")]
-        return Score(value=float(np.nanmin(found)), sensitivities=tuple(found))
+        found = {
+            name.removeprefix("sensitivity/"): scores.value(name)
+            for name in scores.statistics
+            if name.startswith("sensitivity/")
+        }
+        return Score(value=float(np.nanmin(list(found.values()))), sensitivities=found)
 
 
 def noise_ratio(logits: Tensor, reference: Tensor) -> float:

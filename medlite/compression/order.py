@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -64,7 +65,8 @@ def _problems(name: str, step: Any, later_name: str, later: Any) -> list[str]:
 
 def _changes_weights(step: Any) -> bool:
     """Whether a step trains, or puts other layers into the place of those that were there."""
-    return step.stage in ("structure", "train") or "epochs" in getattr(step, "__annotations__", ())
+    options = {option.name for option in fields(step)} if is_dataclass(step) else vars(step)
+    return step.stage in ("structure", "train") or "epochs" in options
 
 
 def _kind(step: Any) -> type:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from medlite.export.layer_costs import LayerCost, count_layers, total
+from medlite.export.layer_costs import LayerCost, count_layers, count_parameters, total
 from medlite.types import CompressionContext
 
 TARGETS = ("ratio", "macs", "params", "latency")
@@ -72,8 +72,8 @@ def goal_of(target: str, net: nn.Module, context: CompressionContext) -> Goal | 
     if target == "params":
         return Goal(
             target=target,
-            measure=lambda some: size_of(some, shape).params,
-            whole=size_of(net, shape).params,
+            measure=count_parameters,
+            whole=count_parameters(net),
             what="parameters",
             show="{:,.0f} parameters".format,
         )

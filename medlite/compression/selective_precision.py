@@ -170,7 +170,7 @@ class SelectivePrecision:
             net=converted,
             ranges=activation_ranges(prepared),
             float_layers=float_layers,
-            value=score.value,
+            score=score,
             loss=trial.objective.loss(score, trial.float_score),
         )
 
@@ -200,9 +200,17 @@ class SelectivePrecision:
             "selective precision",
             f"{name} on {trial.objective.num_images} validation images: float "
             f"{trial.float_score.value:.4f}, all {len(switches.layers)} layers in INT8 "
-            f"{trial.score_of(0).value:.4f}, deployed {chosen.value:.4f} with "
+            f"{trial.score_of(0).value:.4f}, deployed {chosen.score.value:.4f} with "
             f"{len(chosen.float_layers)} of them in float; {self._outcome(chosen, name)}",
         )
+        losses = trial.objective.losses(chosen.score, trial.float_score)
+        for name in list(losses)[:1]:
+            before, after = (
+                score.sensitivities[name] for score in (trial.float_score, chosen.score)
+            )
+            context.report(
+                "class that lost most", f"{name}: sensitivity {before:.4f} to {after:.4f}"
+            )
         most = trial.ordered[:NUM_REPORTED]
         context.report(
             "most sensitive layers",
@@ -215,9 +223,10 @@ class SelectivePrecision:
     def _outcome(self, chosen: _Converted, name: str) -> str:
         if chosen.loss <= self.margin:
             return f"within the margin of {self.margin:g}"
+        of = "of a class's sensitivity" if chosen.score.sensitivities else f"of {name}"
         return (
             f"THE MARGIN OF {self.margin:g} COULD NOT BE MET: with up to {self.max_float_layers} "
-            f"layers in float the least loss of {name} that was found is {chosen.loss:.4f}; raise "
+            f"layers in float the least loss {of} that was found is {chosen.loss:.4f}; raise "
             "max_float_layers or margin, or train under rounding (compression=qat)"
         )
 
@@ -227,7 +236,7 @@ class _Converted:
     net: nn.Module
     ranges: dict[str, Tensor]
     float_layers: tuple[str, ...]
-    value: float
+    score: Score
     loss: float
 
 

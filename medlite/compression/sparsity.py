@@ -44,7 +44,8 @@ class Sparsity:
     whatever else is not the weight of such a layer (rates of scans, embeddings, the joint
     projection of `nn.MultiheadAttention`) stay. A file of zeros is as large as before, and a
     runtime for dense weights as slow; the card says what was measured. No step that trains or
-    changes layers may follow: it would fill the zeros again.
+    changes layers may follow: it would fill the zeros again. So may the re-parameterisation of
+    branches, with which nets that have some are deployed; the card counts both.
 
     In the gradual schedule validation always judges the net at its final sparsity, since the
     best epoch is what a fit returns; averaging of weights (`train.ema_decay`) is off in it.

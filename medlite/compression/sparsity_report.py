@@ -53,7 +53,7 @@ def describe_practice(dense: nn.Module, net: nn.Module, pattern: str) -> str:
         f"gzip makes the weights {after / 1024:,.1f} KiB, {before / 1024:,.1f} KiB without "
         f"the zeros (ratio {after / before:.2f}); files that are not compressed stay as large, and "
         "runtimes for dense weights (ONNX Runtime, OpenVINO) run no faster; "
-        f"{hardware}; a later step that trains fills the zeros again"
+        f"{hardware}"
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,15 +28,22 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 """what people call the splits, in lower case, in folders and in csv cells"""
 
-PATIENTS = re.compile(
-    r"(patient|subject|participant)s?[ _-]?(id|no|nr|num|number|name)?", re.IGNORECASE
+PATIENTS = re.compile(r"patient|subject|participant", re.IGNORECASE)
+"""what is in the names of columns that hold patients"""
+OF_PATIENTS = re.compile(
+    r"((?<!im)age|sex|gender|weight|height|size|position|orientation|birth.*|date|race)$",
+    re.IGNORECASE,
 )
-"""what columns that hold patients are called"""
+"""how columns end that say something of patients"""
+
+
+OPTIONAL = ("group", "split", "source")
+"""columns that are read by these names without being asked for"""
 
 
 @dataclass(frozen=True)
 class CsvColumns:
-    """The columns' names; None: not wanted, or for the last three see `found_in`."""
+    """The columns' names; None: not wanted, or for the last three their own names if present."""
 
     path: str
     label: str | None = None
@@ -55,10 +62,9 @@ class CsvColumns:
             raise ConfigError(problems)
 
     def found_in(self, header: Sequence[str]) -> CsvColumns:
-        """With columns that are called group, split or source, in letters of any case."""
-        by_kind = {name.lower(): name for name in header}
-        unset = [kind for kind in ("group", "split", "source") if getattr(self, kind) is None]
-        return replace(self, **{kind: by_kind[kind] for kind in unset if kind in by_kind})
+        """With the columns group, split and source of the header where no other was chosen."""
+        unset = [kind for kind in OPTIONAL if getattr(self, kind) is None]
+        return replace(self, **{kind: kind for kind in unset if kind in header})
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,7 @@ def read_csv(
     header, all_cells = _read_rows(path)
     columns.check(path, header)
     columns = columns.found_in(header)
-    if columns.group is None:
-        _warn_of_unread_patients(path, set(header) - set(vars(columns).values()))
+    _warn_of_unread_columns(path, columns, header)
     _warn_of_blank_groups(path, [_cell(cells, columns.group) for cells in all_cells])
     for number, cells in enumerate(all_cells, start=2):
         name = cells[columns.path]
@@ -118,14 +123,23 @@ def _cell(cells: Mapping[str, str], column: str | None) -> str | None:
     return None if column is None else cells[column]
 
 
-def _warn_of_unread_patients(path: Path, unread: Iterable[str]) -> None:
-    """Say which column seems to hold the patients, where none is read as such."""
-    for name in sorted(filter(PATIENTS.fullmatch, unread)):
-        logger.warning(
-            "%s has a column '%s', which is not read: images of one patient may fall on both "
-            "sides of the split, unless you set dataset.group_column='%s'",
-            *(path.name, name, name),
-        )
+def _warn_of_unread_columns(path: Path, columns: CsvColumns, header: Sequence[str]) -> None:
+    """Say which columns seem to hold what no column is read for: patients, above all."""
+    for name in sorted(set(header) - set(vars(columns).values())):
+        is_patient = PATIENTS.search(name) and not OF_PATIENTS.search(name)
+        if columns.group is None and is_patient:
+            logger.warning(
+                "%s has a column '%s', which is not read: images of one patient may fall on both "
+                "sides of the split, unless you set dataset.group_column='%s'",
+                *(path.name, name, name),
+            )
+        kind = name.lower()
+        if kind in OPTIONAL and getattr(columns, kind) is None:
+            logger.warning(
+                "%s has a column '%s', which is not read; dataset.%s_column='%s' takes it for the "
+                "%s of the images",
+                *(path.name, name, kind, name, kind),
+            )
 
 
 def _warn_of_blank_groups(path: Path, groups: Sequence[str | None]) -> None:

@@ -72,6 +72,11 @@ def count_layers(net: nn.Module, input_shape: tuple[int, ...]) -> list[LayerCost
     return [cost for cost in costs.values() if cost.params or cost.memory_access_bytes]
 
 
+def count_parameters(net: nn.Module) -> int:
+    """Of the deployed form, which is not run for it."""
+    return sum(parameter.numel() for _, parameter in _weights(deployable(net)))
+
+
 def total(costs: Sequence[LayerCost]) -> LayerCost:
     """The sum over all layers."""
     names = [field.name for field in fields(LayerCost) if field.name != "layer"]

@@ -24,6 +24,7 @@ from medlite.pipeline.lineage import describe_teacher, trace_lineage
 from medlite.pipeline.loggers import Sinks
 from medlite.pipeline.measuring import Artifacts, keep_targets, predict, split_key
 from medlite.pipeline.parity import Exported, compare_with_torch
+from medlite.pipeline.teachers import file_marks
 from medlite.pipeline.training import Trained
 from medlite.report.blind_spots import find_blind_spots
 from medlite.report.card import build_card, write_card_markdown
@@ -72,7 +73,7 @@ class Evidence:
 
     @property
     def teacher(self) -> Trained | None:
-        """Whose logits a step compared, if any did."""
+        """Of whom a step learned, if that one's classes are the job's."""
         taught = (each.teacher for each in self.steps.values() if each.teacher is not None)
         return next(taught, None)
 
@@ -126,6 +127,7 @@ def record(job: Job, evidence: Evidence) -> RunResult:
             {**row, "gains": evidence.gains.get(row["stage"], {})}
             for row in trace_lineage(job, {"train": evidence.baseline, **evidence.steps}, known)
         ],
+        learned_from=list(file_marks(config)),
         teacher=_describe_teacher(job, evidence.teacher, torch_says.get("teacher"), measurements),
         verdict=verdict,
         artifacts=list(_artifacts(job, evidence)),

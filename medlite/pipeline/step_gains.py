@@ -64,7 +64,8 @@ def measure_steps(
             after: _gains(job, exported[before], exported[after], Path(scratch))
             for before, after in pairwise(exported)
         }
-    write_kept(path, key, found)
+    if all(gain["speedup"] is not None for gains in found.values() for gain in gains.values()):
+        write_kept(path, key, found)
     return found
 
 

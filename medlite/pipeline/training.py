@@ -94,11 +94,12 @@ def unrecovered(job: Job, name: str, before: History, after: History) -> str:
     is_lost = math.isfinite(was) and not math.isfinite(became)
     if not is_lost and not was - became > job.config.safety.metric_drop:
         return ""
+    num_epochs, budget = sum(map(len, trained)), job.config.train.budget_minutes
     more = f"more of them (compression.{name}.epochs)"
-    if job.config.train.budget_minutes is not None:
-        more = f"a larger train.budget_minutes ({job.config.train.budget_minutes:g})"
+    if budget is not None and num_epochs < job.config.compression[name]["epochs"]:
+        more = f"a larger train.budget_minutes ({budget:g})"
     return (
-        f"{metric} was {was:.3f} before and is {became:.3f} after {sum(map(len, trained))} epochs; "
+        f"{metric} was {was:.3f} before and is {became:.3f} after {num_epochs} epochs; "
         f"{more}, or another learning_rate, may win it back"
     )
 

@@ -12,7 +12,7 @@ from medlite.errors import MedliteError, did_you_mean
 from medlite.metrics.names import class_keys
 from medlite.report.lookup import Lookup
 from medlite.report.result import RunResult
-from medlite.report.sameness import images_digest, settings_digest
+from medlite.report.sameness import images_digest, net_digest, settings_digest
 from medlite.report.verdict import worst_budget
 from medlite.types import Measurement
 
@@ -55,6 +55,8 @@ class ComparisonRow:
     """the same for runs that differ in their seed alone"""
     images: str
     """the same for runs that saw the same images"""
+    net: str
+    """the same where the uncompressed nets must be equally fast"""
     levelled_p50_ms: float | None = None
     """see `level_latencies`"""
     is_pareto: bool = False
@@ -105,6 +107,7 @@ def row_of(result: RunResult, found: Lookup, runtime: str) -> ComparisonRow:
         seed=result.config.get("seed"),
         settings=settings_digest(result, runtime),
         images=images_digest(result),
+        net=net_digest(result, runtime),
     )
 
 
@@ -154,11 +157,16 @@ def level_latencies(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     for row in rows:
         own = row.p50_ms if _is_uncompressed(row) else row.baseline_p50_ms
         if own is not None:
-            uncompressed[_net(row)].append(own)
-    return [replace(row, levelled_p50_ms=_levelled(row, uncompressed[_net(row)])) for row in rows]
+            uncompressed[row.net, row.machine].append(own)
+    return [
+        replace(row, levelled_p50_ms=_levelled(row, uncompressed[row.net, row.machine]))
+        for row in rows
+    ]
 
 
 def _levelled(row: ComparisonRow, uncompressed: Sequence[float]) -> float | None:
+    if row.p50_ms is None:
+        return None
     speedup = 1.0 if _is_uncompressed(row) else row.speedup
     return median(uncompressed) / speedup if uncompressed and speedup else row.p50_ms
 
@@ -166,10 +174,6 @@ def _levelled(row: ComparisonRow, uncompressed: Sequence[float]) -> float | None
 def _is_uncompressed(row: ComparisonRow) -> bool:
     """By its name, which may end in what else it sets: "none (train.epochs=5)"."""
     return row.compression.partition(" ")[0] == "none"
-
-
-def _net(row: ComparisonRow) -> tuple[str, ...]:
-    return row.dataset, row.model, row.runtime, row.hardware, row.machine
 
 
 def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:

@@ -211,7 +211,7 @@ def frontiers(lines: Sequence[Line]) -> list[str]:
     charts = []
     for results in groups.values():
         row = results[0].row
-        title = f"{row.dataset} on {row.runtime}, hardware {row.hardware}"
+        title = f"{row.dataset.partition(' (')[0]} on {row.runtime}, hardware {row.hardware}"
         title += f", {row.machine}" if has_machines else ""
         charts.append(frontier_chart(title, results))
     return [chart for chart in charts if chart]

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from medlite import __version__
+
 PACKAGES = (
     "medlite",
     "torch",
@@ -69,7 +71,8 @@ def package_versions() -> dict[str, str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    # What pip wrote of a checkout is that of the day it was installed.
+    return {**versions, "medlite": __version__}
 
 
 def cpu_model() -> str:

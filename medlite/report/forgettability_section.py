@@ -11,7 +11,8 @@ LINE_HEIGHT = 15
 MIN_TOP = 1.2
 """of the chart's axis, so that the line of no loss has room above it"""
 ONE_SEED = (
-    "One seed: no ranking of classes or levels. The same command with seeds=5 gives intervals."
+    "No ranking of classes or levels: one seed says nothing of others. The same command with "
+    "seeds=5 gives intervals."
 )
 
 

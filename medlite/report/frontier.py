@@ -46,7 +46,7 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
         height=340,
         left=64,
     )
-    is_one_model = len({row.model for row, *_ in known}) == 1
+    told = [part for part in ("dataset", "model") if len({getattr(r, part) for r, *_ in known}) > 1]
     chart.axes(x_label=f"p50 ms, {title}", y_label=known[0][0].metric_name)
     taken: list[Label] = []
     for row, time, score, half_width in known:
@@ -54,7 +54,7 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
         if half_width:
             chart.rule(x, chart.y(score - half_width), x, chart.y(score + half_width), colour)
         chart.dot(time, score, colour, radius=6 if row.is_pareto else 3)
-        words = row.compression if is_one_model else name_of(row)
+        words = " ".join(getattr(row, part) for part in (*told, "compression"))
         label = place_label(words, x, chart.y(score) + 4, taken, chart)
         taken.append(label)
         chart.text(label.left, label.y, words, colour=MUTED)
@@ -102,8 +102,3 @@ def place_label(words: str, x: float, y: float, taken: Sequence[Label], chart: C
 def colour_of(row: ComparisonRow) -> str:
     """By the verdict of all seeds together."""
     return next((colour for word, colour in COLOURS.items() if word in row.safety), OPEN)
-
-
-def name_of(row: ComparisonRow) -> str:
-    """Model and recipe."""
-    return f"{row.model} {row.compression}"

@@ -56,19 +56,25 @@ def describe_gain(whole: Gains, by_step: Mapping[str, Gains]) -> str:
         whole: of the deployed net over the uncompressed one.
         by_step: of each step over what came into it.
     """
-    lost = [runtime for runtime, gain in whole.items() if is_lost(gain)]
-    slower = [runtime for runtime, gain in whole.items() if _ends(gain)[1] < 1]
-    idle = {
-        step: [runtime for runtime, gain in gains.items() if is_lost(gain)]
-        for step, gains in by_step.items()
-    }
-    of_steps = [f"{step} on {', '.join(runtimes)}" for step, runtimes in idle.items() if runtimes]
+    lost, slower = _lost(whole), _slower(whole)
     parts = [
         *([f"no gain on this hardware: {', '.join(lost)}"] if lost else []),
         *([f"slower than before on {', '.join(slower)}"] if slower else []),
-        *([f"no gain by {'; by '.join(of_steps)}"] if of_steps and len(by_step) > 1 else []),
     ]
+    for step, gains in by_step.items() if len(by_step) > 1 else ():
+        lost, slower = _lost(gains), _slower(gains)
+        parts += [f"neither smaller nor faster by {step} on {', '.join(lost)}"] if lost else []
+        parts += [f"slower by {step} on {', '.join(slower)}"] if slower else []
     return "; ".join(parts)
+
+
+def _lost(gains: Gains) -> list[str]:
+    return [runtime for runtime, gain in gains.items() if is_lost(gain)]
+
+
+def _slower(gains: Gains) -> list[str]:
+    """Of the others, which are smaller."""
+    return [runtime for runtime, gain in gains.items() if _ends(gain)[1] < 1 and not is_lost(gain)]
 
 
 def is_lost(gain: Gain) -> bool:

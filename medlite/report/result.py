@@ -91,6 +91,8 @@ class RunResult:
     teacher: dict[str, Any] = field(default_factory=dict)
     """whom a step learned from: name, key, size, cost, scores, and the classes that it finds
     less often than the student's baseline; empty where its classes are not the run's"""
+    learned_from: list[str] = field(default_factory=list)
+    """sha256 of each file that a step learned from: checkpoints, and the records of runs"""
     card: list[CardCategory] = field(default_factory=list)
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     """fit name -> one dict an epoch"""

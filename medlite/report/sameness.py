@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medlite.report.redact import PLACEHOLDER
 from medlite.report.result import RunResult
 
 ELSEWHERE = ("seed", "name", "outputs", "logger", "stages")
@@ -18,6 +17,8 @@ NOT_COMPARED = ("robustness", "shortcuts", "explainability")
 """sections that decide nothing of a comparison's rows"""
 IMAGES = ("name", "class_names", "num_samples", "num_groups")
 """facts of a data set that runs on the same images share, of whatever size"""
+SHAPE = ("in_channels", "num_classes", "image_size")
+"""facts of a data set that a net is built for"""
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,25 @@ def settings_digest(result: RunResult, runtime: str) -> str:
     """6 hexadecimal digits of all that decides a run's row on a runtime, but the seed.
 
     That is also the version of medlite. Records hold no paths: the facts of the data set, and the
-    key of a teacher that is a file, stand for them.
+    hashes of files that a step learned from, stand for them.
     """
     sections = _decisive(result.config, runtime)
-    steps = sections.get("compression", {})
-    has_file = PLACEHOLDER in json.dumps(steps, default=str)
-    teacher = result.teacher.get("key") if has_file else None
+    order = list(sections.get("compression", {}))
     version = result.environment.get("packages", {}).get("medlite")
-    return _digest([sections, list(steps), result.dataset, teacher, version])
+    return _digest([sections, order, result.dataset, result.learned_from, version])
 
 
 def images_digest(result: RunResult) -> str:
-    """6 hexadecimal digits that are the same for runs that saw the same images."""
-    return _digest({fact: result.dataset.get(fact) for fact in IMAGES})
+    """6 hexadecimal digits that are the same for runs that saw the same images, of any size."""
+    split = result.config.get("dataset", {}).get("split_seed")
+    return _digest([split, *(result.dataset.get(fact) for fact in IMAGES)])
+
+
+def net_digest(result: RunResult, runtime: str) -> str:
+    """6 hexadecimal digits that are the same where uncompressed nets must be equally fast."""
+    sections = _decisive(result.config, runtime)
+    parts = [sections.get(part) for part in ("model", "hardware", "runtime", "benchmark")]
+    return _digest([*parts, *(result.dataset.get(fact) for fact in SHAPE)])
 
 
 def tell_apart(rows: Sequence[tuple[RunResult, str]]) -> list[Names]:
@@ -143,7 +150,7 @@ def _options(config: Mapping[str, Any], runtime: str) -> dict[str, Any]:
     options = _flat(_decisive(config, runtime))
     return {
         key: "as trained"
-        if _is_of_step(key) and training.get(key.rpartition(".")[2]) == value
+        if _is_of_step(key) and (key.rpartition(".")[2], value) in training.items()
         else value
         for key, value in options.items()
     }
@@ -165,6 +172,8 @@ def _decisive(config: Mapping[str, Any], runtime: str) -> dict[str, Any]:
     sections["runtime"] = (config.get("runtime") or {}).get(runtime)
     margins = config.get("safety") or {}
     sections["safety"] = {key: value for key, value in margins.items() if key != "enforce"}
+    # How long is measured decides no figure, but how many images make a query does.
+    sections["benchmark"] = {"batch_size": (config.get("benchmark") or {}).get("batch_size", 1)}
     return sections
 
 

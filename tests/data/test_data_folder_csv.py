@@ -100,6 +100,8 @@ def test_blank_cells_for_patients_are_told(tmp_path, caplog):
         ("Patient_ID", {}, ["Patient_ID"]),
         ("Patient_ID", {"group_column": "Patient_ID"}, []),
         ("Patient ID,Patient Age,Patient Gender", {}, ["Patient ID"]),
+        ("patient_uid,PatientAge", {}, ["patient_uid"]),
+        ("Anon Patient ID", {}, ["Anon Patient ID"]),
         ("g", {}, []),
     ],
 )
@@ -123,14 +125,30 @@ def test_a_column_of_patients_that_names_the_images_is_read(tmp_path, caplog):
     assert "which is not read" not in caplog.text
 
 
-@pytest.mark.parametrize("header", ["path,label, group", "path,label,Group"])
-def test_the_groups_are_found_whatever_their_case_and_blanks(tmp_path, header):
-    rows = []
-    for i in range(30):
-        write_image(tmp_path / f"{i}.png", seed=i)
-        rows.append(f"{i}.png,{'ab'[i % 2]},{i // 3}")
-    data = load(tmp_path, csv=csv_of(tmp_path, header, rows))
+def test_the_groups_are_found_whatever_the_blanks_around_their_name(tmp_path):
+    data = load(tmp_path, csv=csv_of(tmp_path, "path,label, group", write_thirty(tmp_path)))
     assert sum(data.spec.num_groups.values()) == 10
+
+
+def test_a_column_of_another_case_is_told_and_not_taken(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path, csv=csv_of(tmp_path, "path,label,Group", write_thirty(tmp_path)))
+    assert sum(data.spec.num_groups.values()) == 30
+    assert "a column 'Group', which is not read; dataset.group_column='Group' takes" in caplog.text
+
+
+def test_a_label_may_be_called_group_in_another_case(tmp_path, caplog):
+    csv = csv_of(tmp_path, "path,Group,age", write_thirty(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert load(tmp_path, csv=csv, label_column="Group").spec.class_names == ("a", "b")
+    assert "not read" not in caplog.text
+
+
+def write_thirty(folder):
+    """Thirty images of two classes and ten groups, as rows of a csv."""
+    for i in range(30):
+        write_image(folder / f"{i}.png", seed=i)
+    return [f"{i}.png,{'ab'[i % 2]},{i // 3}" for i in range(30)]
 
 
 def test_a_patient_in_two_given_splits_is_refused(tmp_path):

@@ -388,7 +388,7 @@ def make_run(directory, task="segmentation", runtimes=("onnxruntime", "openvino"
         stability=dict.fromkeys(samples, "stable"),
         notes={
             "quantisation": "INT8 in 31 of 44 weighted layers; one weight scale a channel",
-            "kept in float": "stem, head, 6 selective scans",
+            "kept in float": "stem, head, 6 scans",
         },
         examples="examples.npz",
         num_skipped=spec.num_skipped,

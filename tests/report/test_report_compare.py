@@ -7,6 +7,7 @@ import sys
 import pytest
 from fake_run import make_run
 
+from medlite import __version__
 from medlite.errors import MedliteError, RecordError
 from medlite.report.compare import compare, main, read_results
 from medlite.report.comparison import (
@@ -17,8 +18,9 @@ from medlite.report.comparison import (
     sort_rows,
 )
 from medlite.report.comparison_table import as_csv, lines_of_runs, with_columns
+from medlite.report.environment import package_versions
 from medlite.report.result import write_result
-from medlite.report.sameness import settings_digest, tell_apart
+from medlite.report.sameness import net_digest, settings_digest, tell_apart
 from medlite.types import Measurement
 
 
@@ -29,7 +31,8 @@ def make_row(**changes):
         "gmacs": 0.1, "p50_ms": 5.0, "p90_ms": 6.0, "speedup": None, "size_kib": 100.0,
         "peak_mib": 90.0, "int8_operators": 0.0, "safety": "PASS", "failed": (), "budgets": "fits",
         "settings": "s", "over_control": 0.01, "rarest_class": "c", "rare_sensitivity": 0.7,
-        "ece": 0.05, "seed": 0, "images": "i", "baseline_p50_ms": None, "levelled_p50_ms": 5.0,
+        "ece": 0.05, "seed": 0, "images": "i", "net": "n",
+        "baseline_p50_ms": None, "levelled_p50_ms": 5.0,
     }  # fmt: skip
     return ComparisonRow(**{**values, **changes})
 
@@ -68,9 +71,26 @@ def test_latencies_of_one_net_stand_on_one_footing():
         make_row(compression="ptq", p50_ms=3.0, baseline_p50_ms=6.0, speedup=2.0),
         make_row(compression="qat", p50_ms=10.0, baseline_p50_ms=20.0, speedup=2.0),
         make_row(compression="prune", p50_ms=7.0),
-        make_row(compression="ptq", model="other", p50_ms=3.0, baseline_p50_ms=9.0, speedup=3.0),
+        make_row(compression="ptq", net="other", p50_ms=3.0, baseline_p50_ms=9.0, speedup=3.0),
+        make_row(p50_ms=None),
     ]
-    assert [row.levelled_p50_ms for row in level_latencies(rows)] == [6.0, 3.0, 3.0, 7.0, 3.0]
+    levelled = [row.levelled_p50_ms for row in level_latencies(rows)]
+    assert levelled == [6.0, 3.0, 3.0, 7.0, 3.0, None]
+
+
+def test_nets_of_other_widths_sizes_threads_and_runtimes_are_other_nets(finished):
+    plain, _ = finished["segmentation"]
+    config = plain.config
+    others = [
+        variant(plain, model={"width": 64}),
+        variant(plain, dataset={"image_size": [128, 128]}),
+        dataclasses.replace(plain, config={**config, "hardware": {"num_threads": 9}}),
+        dataclasses.replace(plain, config={**config, "runtime": {"openvino": {"hint": "bf16"}}}),
+        dataclasses.replace(plain, config={**config, "benchmark": {"batch_size": 8}}),
+    ]
+    assert len({net_digest(run, "openvino") for run in (plain, *others)}) == 6
+    same = variant(plain, train={"epochs": 99}, seed=3, prune={"ratio": 0.5})
+    assert net_digest(same, "openvino") == net_digest(plain, "openvino")
 
 
 def variant(result, *, model=None, train=None, dataset=None, seed=None, **steps):
@@ -149,14 +169,15 @@ def test_the_order_of_the_steps_and_a_teachers_file_part_runs(finished):
     plain, _ = finished["segmentation"]
     orders = [variant(plain, prune={}, low_rank={}), variant(plain, low_rank={}, prune={})]
     files = [variant(plain, distill={"teacher": "unet@<path>"}) for _ in range(2)]
-    for key, run in zip("ab", files, strict=True):
-        run.teacher = {"key": key}
+    for sha256, run in zip("ab", files, strict=True):
+        run.learned_from = [sha256]
     for pair in (orders, files):
         assert len({settings_digest(run, "openvino") for run in pair}) == 2
 
 
 def test_runs_of_another_version_are_no_further_seeds(finished):
     plain, _ = finished["segmentation"]
+    assert package_versions()["medlite"] == __version__
     versions = [
         dataclasses.replace(plain, environment={**plain.environment, "packages": {"medlite": v}})
         for v in ("0.2.0", "0.3.0")
@@ -167,7 +188,8 @@ def test_runs_of_another_version_are_no_further_seeds(finished):
 def test_what_decides_no_row_does_not_part_runs(finished):
     plain, _ = finished["segmentation"]
     own = settings_digest(plain, "openvino")
-    for others in ({"seed": 4}, {"name": "a"}, {"robustness": {"enabled": False}}):
+    longer = {"benchmark": {**plain.config["benchmark"], "num_queries": 999, "each_step": False}}
+    for others in ({"seed": 4}, {"name": "a"}, {"robustness": {"enabled": False}}, longer):
         other = dataclasses.replace(plain, config={**plain.config, **others})
         assert settings_digest(other, "openvino") == own
     more = {**plain.config, "runtime": {"executorch": {"_target_": "t"}}}

@@ -63,7 +63,11 @@ def test_without_a_baseline_nothing_is_said():
 def test_the_steps_that_brought_nothing_are_named_where_there_are_several():
     fast, idle = found(ratio=2.0, after=50.0), found(ratio=1.0)
     told = describe_gain(fast, {"distill": idle, "prune": fast})
-    assert told == "no gain by distill on openvino"
+    assert told == "neither smaller nor faster by distill on openvino"
+    slow = found(ratio=0.5, spread=(0.4, 0.6), after=50.0)
+    assert describe_gain(fast, {"prune": fast, "qat": slow}) == "slower by qat on openvino"
+    both = found(ratio=0.5, spread=(0.4, 0.6))
+    assert describe_gain(both, {}) == "no gain on this hardware: openvino"
     assert describe_gain(fast, {"prune": fast, "qat": fast}) == ""
     assert describe_gain(idle, {"distill": idle}) == "no gain on this hardware: openvino"
 
