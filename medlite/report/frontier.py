@@ -47,7 +47,7 @@ def frontier_chart(title: str, results: Sequence[Result]) -> str:
         left=64,
     )
     told = [part for part in ("dataset", "model") if len({getattr(r, part) for r, *_ in known}) > 1]
-    chart.axes(x_label=f"p50 ms, {title}", y_label=known[0][0].metric_name)
+    chart.axes(x_label=f"levelled p50 ms, {title}", y_label=known[0][0].metric_name)
     taken: list[Label] = []
     for row, time, score, half_width in known:
         x, colour = chart.x(time), colour_of(row)
