@@ -29,6 +29,7 @@ def verdict():
             SimpleNamespace(
                 artifacts={name: {"onnx": ARTIFACT} for name in names},
                 bench=BenchmarkResult(**ended),
+                gains={},
             ),
             [],
             [{"passed": True}],

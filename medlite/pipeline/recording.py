@@ -280,8 +280,7 @@ def _verdict(
 
 def _whole_gains(job: Job, evidence: Evidence, measurements: list[Measurement]) -> Gains:
     """Of the deployed net over the uncompressed one; empty where they are the same."""
-    names = [runtime.name for runtime in job.runtimes.values()]
-    return gains_of(measurements, names) if "baseline" in evidence.artifacts else {}
+    return gains_of(measurements, job.runtimes) if "baseline" in evidence.artifacts else {}
 
 
 def _stages(evidence: Evidence) -> list[dict[str, Any]]:

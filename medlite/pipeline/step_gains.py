@@ -46,9 +46,8 @@ def measure_steps(
     Returns:
         step -> runtime -> gain; empty where `benchmark.each_step` is off for several steps.
     """
-    runtimes = [runtime.name for runtime in job.runtimes.values()]
     if len(steps) == 1:
-        return {name: gains_of(measurements, runtimes) for name in steps}
+        return {name: gains_of(measurements, job.runtimes) for name in steps}
     if not steps or not job.config.benchmark.each_step:
         return {}
     path = job.config.directory / "bench" / "steps.json"
@@ -93,8 +92,7 @@ def _exported(
 def _gains(
     job: Job, before: dict[str, Artifact] | str, after: dict[str, Artifact] | str, directory: Path
 ) -> Gains:
-    runtimes = list(job.runtimes.values())
-    names = [runtime.name for runtime in runtimes]
+    names = list(job.runtimes)
     if isinstance(before, str) or isinstance(after, str):
         return gains_of([], names, reason=before if isinstance(before, str) else str(after))
     settings = job.config.benchmark
@@ -102,7 +100,7 @@ def _gains(
         result = benchmark(
             [
                 Candidate(artifact=of_net[runtime.format], runtime=runtime, name=name)
-                for runtime in runtimes
+                for runtime in job.runtimes.values()
                 for name, of_net in (("baseline", before), ("", after))
             ],
             hardware=job.config.hardware,

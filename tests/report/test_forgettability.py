@@ -148,7 +148,7 @@ def test_a_seed_at_chance_is_left_out_and_counted(finished):
     assert [level.num_seeds for level in curve.levels] == [1, 1]
     section = forgettability_section(found)
     assert section.rows[-1][-1] == "0.9 (seeds at chance left out: 1)"
-    assert any(remark.startswith("One seed: no ranking") for remark in section.remarks)
+    assert any(remark.startswith("No ranking of classes") for remark in section.remarks)
 
 
 def test_a_class_that_the_test_split_lacks_is_told(finished):
