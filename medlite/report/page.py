@@ -195,7 +195,9 @@ def lineage_section(result: RunResult) -> str:
     stages = tables.stages_table(result.stages)
     if result.lineage:
         picture = lineage_diagram(result.lineage, result.primary_metric)
-        table = lineage_table(result.lineage, result.primary_metric) + gains_table(result.lineage)
+        table = lineage_table(result.lineage, result.primary_metric)
+        gains = gains_table(result.lineage)
+        table += f"<h3>What each step brought</h3>{gains}" if gains else ""
         classes = class_lineage_table(result.lineage)
         stages = (
             f'<div class="wide">{picture}</div>{table}<h3>Sensitivity of each class</h3>{classes}'
