@@ -106,10 +106,7 @@ def test_blank_cells_for_patients_are_told(tmp_path, caplog):
     ],
 )
 def test_a_column_of_patients_that_is_not_read_is_told(tmp_path, caplog, columns, options, told):
-    rows = []
-    for i in range(30):
-        write_image(tmp_path / f"{i}.png", seed=i)
-        rows.append(f"{i}.png,{'ab'[i % 2]},{i // 3}" + ",1" * columns.count(","))
+    rows = [row + ",1" * columns.count(",") for row in write_thirty(tmp_path)]
     with caplog.at_level(logging.WARNING):
         load(tmp_path, csv=csv_of(tmp_path, f"path,label,{columns}", rows), **options)
     assert re.findall("has a column '(.*?)', which is not read", caplog.text) == told
